@@ -1,0 +1,52 @@
+# Every action of a developer is one target; CI calls the same ones. Needs Python >= 3.11, gcc, make.
+
+PYTHON ?= python3
+PIP := .venv/bin/python -m pip --disable-pip-version-check --no-input -qq
+PYTEST := .venv/bin/python -m pytest
+# The environment is redone when what defines it changes, not when a checkout touches the files.
+STAMP := .venv/installed-$(shell cat pyproject.toml requirements/dev.lock | sha256sum | cut -c1-16)
+# SIGINT lets pytest tear its fixtures down, so that no server outlives a suite that ran out of time.
+LIMIT := timeout --foreground --signal=INT --kill-after=60
+
+# More threads than cores cost a factor of ten and more on small machines.
+export OMP_NUM_THREADS := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-real check mutants clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## make .venv with the pinned packages and this one, editable
+
+demo: $(STAMP) ## train the demo on this machine; leaves runs/demo/
+	.venv/bin/arpo train configs/demo.toml
+
+test: $(STAMP) ## the quick suite
+	$(LIMIT) 900 $(PYTEST) -m "not real"
+
+test-real: $(STAMP) ## the suite with real servers, torchrun layouts, built wheels
+	$(LIMIT) 2700 $(PYTEST) -m real
+
+check: $(STAMP) ## lint, format, types
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/basedpyright
+
+mutants: $(STAMP) ## show that each patch in tests/mutations/ turns a test red
+	.venv/bin/python tests/mutate.py --jobs 2
+
+clean: ## remove the environment and what tools left; runs/ stays
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# torch comes first and with its dependencies: with it present nothing else asks for another build of it.
+$(STAMP):
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python >= 3.11 is needed: make PYTHON=...")'
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@echo "installing into .venv"
+	@rm -f .venv/installed-*
+	@$(PIP) install -c requirements/dev.lock "$$(grep '^torch==' requirements/dev.lock)"
+	@$(PIP) install --no-deps -r requirements/dev.lock
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@

@@ -1,0 +1,1 @@
+"""Who runs where: processes, the command line, and the one file that knows every part."""

@@ -1,0 +1,1 @@
+"""Data only: the configurations that ship, found as `importlib.resources.files("actors.configs")`."""

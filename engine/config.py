@@ -1,0 +1,112 @@
+"""Configuration is types: TOML files decoded into frozen Structs, with errors that name the key.
+
+Each section lives with what it configures and derives from `Section`; the whole is put together in `actors.config`.
+"""
+
+import hashlib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, cast
+
+import msgspec
+from msgspec import Meta
+
+from engine.errors import ConfigError
+
+Positive = Annotated[int, Meta(gt=0)]
+NonNegative = Annotated[int, Meta(ge=0)]
+PositiveFloat = Annotated[float, Meta(gt=0)]
+NonNegativeFloat = Annotated[float, Meta(ge=0)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every section: unknown keys are refused, values are checked, and nothing changes afterwards."""
+
+
+S = TypeVar("S", bound=Section)
+
+
+def load(path: str | Path, kind: type[S], *, overrides: list[str] | None = None) -> S:
+    """Read a TOML file into `kind`, after applying `a.b=value` overrides.
+
+    Raises `ConfigError` with one line: `FILE: message - at $.section.key`.
+    """
+    path = Path(path)
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    for override in overrides or ():
+        apply_override(raw, override)
+    return decode(raw, kind, source=str(path))
+
+
+def decode(raw: dict[str, Any], kind: type[S], *, source: str) -> S:
+    """Check a plain dictionary against `kind`; `source` is named in the error."""
+    try:
+        return msgspec.convert(raw, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+
+
+def apply_override(raw: dict[str, Any], override: str) -> None:
+    """Apply one `a.b=value` to a plain dictionary in place.
+
+    The value is TOML; a bare word is a string; nothing behind `=` removes the key, so that its default applies.
+
+    >>> raw = {"rollout": {"size": 8}}
+    >>> apply_override(raw, "rollout.size=16"); apply_override(raw, "run.name=first"); raw
+    {'rollout': {'size': 16}, 'run': {'name': 'first'}}
+    """
+    key, separator, text = override.partition("=")
+    names = [name.strip() for name in key.split(".")]
+    if not separator or not all(names):
+        raise ConfigError(f"override {override!r}: expected a.b=value")
+    table: dict[str, Any] = raw
+    for depth, name in enumerate(names[:-1]):
+        child: Any = table.setdefault(name, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"override {override!r}: {'.'.join(names[: depth + 1])} is a value, not a section")
+        table = cast("dict[str, Any]", child)
+    if text.strip():
+        table[names[-1]] = _toml_value(text.strip())
+    else:
+        table.pop(names[-1], None)
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def to_json(config: Section) -> bytes:
+    """The resolved configuration, defaults included, as indented JSON."""
+    return msgspec.json.format(msgspec.json.encode(config), indent=2)
+
+
+def digest(config: Section) -> str:
+    """A short fingerprint of a resolved configuration."""
+    return hashlib.blake2b(msgspec.json.encode(config, order="deterministic"), digest_size=8).hexdigest()
+
+
+def differences(one: Section, other: Section) -> list[str]:
+    """Keys in which two configurations differ, as `section.key`."""
+    keys: list[str] = []
+
+    def compare(a: Any, b: Any, path: str) -> None:
+        if isinstance(a, dict) and isinstance(b, dict):
+            names: set[str] = {*a, *b}  # pyright: ignore[reportUnknownArgumentType]
+            for name in sorted(names):
+                compare(a.get(name), b.get(name), f"{path}.{name}" if path else name)  # pyright: ignore
+        elif a != b:
+            keys.append(path)
+
+    compare(msgspec.to_builtins(one), msgspec.to_builtins(other), "")
+    return keys

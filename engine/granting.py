@@ -1,0 +1,112 @@
+"""Granting: which of the wanted forks get a place. A separate choice from wanting one.
+
+A proposal holds only what the branch would inherit, so a grant may come late: the parent streams on meanwhile, and
+the prefix stays in the radix cache.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from engine.config import Fraction, Positive, Section
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """A wanted fork of one path."""
+
+    prompt_id: str
+    path: int
+    length: int
+    """Tokens of the path the branch inherits."""
+    observation: int
+    """Which tool result of the path, from 1: the logical time of the proposal."""
+    score: float
+
+
+class Granter(Protocol):
+    """Decides for one cohort; pure bookkeeping, no clock and no randomness."""
+
+    def propose(self, proposal: Proposal) -> list[Proposal]:
+        """A fork is wanted; returns those (of any tree) that are granted now, best first."""
+        ...
+
+    def exhaust(self, prompt_id: str, room: int) -> list[Proposal]:
+        """The tree has no live path and `room` places left: what of its own is granted before it is filled up."""
+        ...
+
+    def withdraw(self, prompt_id: str) -> None:
+        """The tree takes no more branches."""
+        ...
+
+
+class Paper(Section, frozen=True, tag_field="kind", tag="paper"):
+    """Each tree for itself, first come, first served."""
+
+    def granter(self) -> Granter:
+        return FirstCome()
+
+
+class Ranked(Section, frozen=True, tag_field="kind", tag="ranked"):
+    """By score across the cohort: of every `window` proposals the best `fraction` is granted; the rest stays in the
+    pool, and a tree that runs dry takes its own best ones from there before fresh paths are started."""
+
+    window: Positive = 8
+    fraction: Fraction = 0.5
+
+    def granter(self) -> Granter:
+        return ByRank(window=self.window, fraction=self.fraction)
+
+
+AnyGranting = Paper | Ranked
+
+
+class FirstCome:
+    """Granter of `paper`: every proposal at once."""
+
+    def propose(self, proposal: Proposal) -> list[Proposal]:
+        return [proposal]
+
+    def exhaust(self, prompt_id: str, room: int) -> list[Proposal]:
+        return []
+
+    def withdraw(self, prompt_id: str) -> None:
+        pass
+
+
+class ByRank:
+    """Granter of `ranked`.
+
+    >>> def p(name: str, score: float) -> Proposal:
+    ...     return Proposal(prompt_id=name, path=0, length=9, observation=1, score=score)
+    >>> granter = ByRank(window=2, fraction=0.5)
+    >>> granter.propose(p("a", 0.1)), [q.prompt_id for q in granter.propose(p("b", 0.9))]
+    ([], ['b'])
+    >>> [q.score for q in granter.exhaust("a", room=4)]
+    [0.1]
+    """
+
+    def __init__(self, *, window: int, fraction: float) -> None:
+        self._window = window
+        self._fraction = fraction
+        self._fresh = 0
+        self._pool: list[Proposal] = []
+
+    def propose(self, proposal: Proposal) -> list[Proposal]:
+        self._pool.append(proposal)
+        self._fresh += 1
+        if self._fresh < self._window:
+            return []
+        self._fresh = 0
+        return self._best(self._pool, round(self._window * self._fraction))
+
+    def exhaust(self, prompt_id: str, room: int) -> list[Proposal]:
+        return self._best([p for p in self._pool if p.prompt_id == prompt_id], room)
+
+    def withdraw(self, prompt_id: str) -> None:
+        self._pool = [p for p in self._pool if p.prompt_id != prompt_id]
+
+    def _best(self, candidates: list[Proposal], count: int) -> list[Proposal]:
+        """The `count` best, ties by age (the pool's order); they leave the pool."""
+        chosen = sorted(candidates, key=lambda p: -p.score)[:count]
+        self._pool = [p for p in self._pool if p not in chosen]
+        return chosen

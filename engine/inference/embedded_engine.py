@@ -1,0 +1,289 @@
+"""EmbeddedEngine: the synchronous core. Requests in, one flat forward pass a step, chunks out.
+
+    submit ─> waiting ─ admit ─> rows ─ plan ─> Decoder.forward ─> sample ─> stop? full? ─> Completion
+                 ^                 │
+                 └──── preempt ────┘   (retract sends every row this way)
+
+One thread at a time may call it. `embedded.EmbeddedGenerator` is its asynchronous face.
+"""
+
+# torch's stubs leave parts of many signatures open.
+# pyright: reportUnknownMemberType=false
+
+import logging
+import time
+from collections import deque
+
+import numpy as np
+import torch
+
+from engine.errors import ConfigError, DataError, GeneratorError
+from engine.inference.attention import Segments, make_attention, make_kv_cache
+from engine.inference.batching import Batching
+from engine.inference.embedded import EmbeddedConfig
+from engine.inference.model import Decoder
+from engine.inference.rows import ActiveRequest
+from engine.inference.sampling import Sampled, SamplingRows, sample
+from engine.inference.shape import read_shape
+from engine.inference.stopping import StopStrings
+from engine.interfaces import Tokenizer
+from engine.types import (
+    Completion,
+    FinishReason,
+    GeneratorStatistics,
+    GenerateRequest,
+    Int32,
+    UpdateMode,
+    Version,
+    WeightRef,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class EmbeddedEngine:
+    """A model, its KV cache and the requests in flight.
+
+    Raises `DataError` for a folder that is no model we know, `ConfigError` for a device that is not there.
+
+    >>> engine = EmbeddedEngine(EmbeddedConfig(), model_path="/models/tiny")    # doctest: +SKIP
+    >>> engine.submit(request)                                                  # doctest: +SKIP
+    >>> while engine.has_work: chunks += engine.step()                          # doctest: +SKIP
+    """
+
+    def __init__(self, config: EmbeddedConfig, *, model_path: str, tokenizer: Tokenizer | None = None) -> None:
+        device = _device(config)
+        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(config.dtype)
+        if dtype is None:
+            dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        self.shape = read_shape(model_path)
+        self._config = config
+        self._device = device
+        cache = make_kv_cache(self.shape, num_slots=config.max_kv_tokens, device=device, dtype=dtype)
+        attention = make_attention(
+            self.shape, cache, num_positions=self._max_length, choice=config.attention
+        )
+        self._model = Decoder(
+            self.shape, attention, device=device, dtype=dtype, is_deterministic=config.deterministic
+        )
+        self._model.load(model_path)
+        self._batching = Batching(
+            max_kv_tokens=config.max_kv_tokens, max_running=config.max_running, prefill_chunk=config.prefill_chunk
+        )
+        self._stops = StopStrings(tokenizer, vocab_size=self.shape.vocab_size)
+        self._live: dict[str, ActiveRequest] = {}
+        self._updates: deque[tuple[WeightRef, UpdateMode]] = deque()
+        self._out: list[Completion] = []
+        self.version: Version = 0
+        self._counts = dict.fromkeys(("requests", "sampled", "prefilled", "cached"), 0)
+        self._busy_s = 0.0
+
+    def __repr__(self) -> str:
+        return f"EmbeddedEngine(version {self.version}, {self._batching!r})"
+
+    @property
+    def _max_length(self) -> int:
+        return min(self.shape.max_positions, self._config.max_kv_tokens)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether another `step` would do anything."""
+        return bool(self._live or self._updates or self._out)
+
+    @property
+    def is_updating(self) -> bool:
+        """Whether an update was asked for and is not applied yet."""
+        return bool(self._updates)
+
+    def check(self, request: GenerateRequest) -> None:
+        """Raise `GeneratorError` for a request that can never run. Reads nothing that changes; any thread may call."""
+        size, sampling = request.token_ids.size, request.sampling
+        if not size or sampling.max_new_tokens < 1 or request.stream_interval < 1:
+            raise GeneratorError(
+                f"request {request.request_id}: needs a prompt, max_new_tokens >= 1 and stream_interval >= 1; got "
+                f"{size} prompt tokens, {sampling.max_new_tokens=}, {request.stream_interval=}"
+            )
+        if size + sampling.max_new_tokens > self._max_length:
+            raise GeneratorError(
+                f"request {request.request_id}: {size} prompt tokens and {sampling.max_new_tokens} new ones can never "
+                f"fit into {self._max_length} (the smaller of max_kv_tokens and the model's positions)"
+            )
+        low, high = int(request.token_ids.min()), int(request.token_ids.max())
+        if low < 0 or high >= self.shape.vocab_size:
+            raise GeneratorError(
+                f"request {request.request_id}: token ids {low}..{high} leave the vocabulary of {self.shape.vocab_size}"
+            )
+        if sampling.temperature < 0 or not 0 < sampling.top_p <= 1:
+            raise GeneratorError(f"request {request.request_id}: got {sampling.temperature=}, {sampling.top_p=}")
+        self._stops.check(sampling.stop)
+
+    def submit(self, request: GenerateRequest) -> None:
+        """Queue a request; its chunks come out of `step`. Raises `GeneratorError` as `check` does, and for an id that
+        is in flight."""
+        self.check(request)
+        if request.request_id in self._live:
+            raise GeneratorError(f"request {request.request_id}: a request of this id is in flight")
+        self._counts["requests"] += 1
+        active = ActiveRequest(request, arrival=self._counts["requests"])
+        self._live[request.request_id] = active
+        self._batching.wait(active)
+
+    def abort(self, request_id: str) -> None:
+        """End a request; its last chunk, `aborted`, comes out of the next `step`. Unknown ids are ignored."""
+        if request_id in self._live:
+            self._end(self._live[request_id], reason="aborted")
+
+    def update_weights(self, ref: WeightRef, *, mode: UpdateMode) -> None:
+        """Ask for an update; the `step` after which `is_updating` is false has applied it.
+
+        That is the next one, except under `drain`, where requests that run end first and no other one starts.
+        """
+        self._updates.append((ref, mode))
+
+    def step(self) -> list[Completion]:
+        """Compute one batch: at most `prefill_chunk` prompt tokens, and one token of every request behind its prompt.
+
+        Raises `GeneratorError` where an update cannot be read (the old weights stay, the update is dropped) and where
+        logits are not finite.
+        """
+        begin = time.perf_counter()
+        try:
+            self._update()
+            self._batching.admit(stop_set=self._stops.number_of, only_started=self.is_updating)
+            segments = self._batching.plan()
+            if segments is not None:
+                self._compute(segments)
+        finally:
+            self._busy_s += time.perf_counter() - begin
+        out, self._out = self._out, []
+        return out
+
+    def statistics(self) -> GeneratorStatistics:
+        num_running = self._batching.rows.used.size
+        return GeneratorStatistics(
+            version=self.version,
+            num_requests=self._counts["requests"],
+            num_running=num_running,
+            num_waiting=len(self._batching.waiting),
+            num_sampled_tokens=self._counts["sampled"],
+            num_prefilled_tokens=self._counts["prefilled"],
+            num_cached_tokens=self._counts["cached"],
+            num_evicted_tokens=self._batching.num_evicted,
+            busy_s=self._busy_s,
+        )
+
+    def _update(self) -> None:
+        batching = self._batching
+        while self._updates:
+            ref, mode = self._updates[0]
+            if mode == "drain" and any(active.has_started for active in self._live.values()):
+                return
+            self._updates.popleft()
+            try:
+                self._model.load(ref.path)
+            except DataError as error:
+                raise GeneratorError(f"weights of version {ref.version} refused: {error}") from error
+            for row in batching.rows.used.tolist():
+                if mode == "retract":
+                    batching.preempt(row, keep=False)
+                else:
+                    active = batching.rows.owner(row)
+                    active.is_mixed = active.has_unsent_mixed = True
+            self.version = ref.version
+            if self._config.salt_by_version:
+                batching.salt = ref.version
+            logger.info("weights of version %d, %s, from %s", ref.version, mode, ref.path)
+
+    def _compute(self, segments: Segments) -> None:
+        rows = self._batching.rows
+        token_ids = rows.tokens[segments.table_rows, segments.positions]
+        rows.computed[segments.rows] += segments.counts
+        is_last = rows.computed[segments.rows] == rows.length[segments.rows]
+        logit_rows = np.cumsum(segments.counts)[is_last] - 1
+        logits = self._model.forward(
+            torch.from_numpy(token_ids.astype(np.int64)).to(self._device),
+            segments,
+            logit_rows=torch.from_numpy(logit_rows).to(self._device),
+        )
+        sampled_rows = segments.rows[is_last]
+        is_prompt = rows.computed[segments.rows] <= rows.num_prompt[segments.rows]
+        self._counts["prefilled"] += int(segments.counts[is_prompt].sum())
+        if sampled_rows.size:
+            positions = rows.length[sampled_rows]
+            how = SamplingRows(
+                rows.temperatures[sampled_rows],
+                rows.top_ps[sampled_rows],
+                rows.top_ks[sampled_rows],
+                rows.seeds[sampled_rows],
+                positions,
+            )
+            self._append(sampled_rows, positions, sample(logits, how))
+
+    def _append(self, at: Int32, positions: Int32, sampled: Sampled) -> None:
+        """Write one sampled token to each of the rows `at`, and stream and end what is due."""
+        if not np.isfinite(sampled.entropies).all():
+            raise GeneratorError(f"weights of version {self.version} give logits that are not finite")
+        rows = self._batching.rows
+        rows.tokens[at, positions] = sampled.token_ids
+        rows.logprobs[at, positions] = sampled.logprobs
+        rows.entropies[at, positions] = sampled.entropies
+        rows.versions[at, positions] = self.version
+        lengths = positions + 1
+        rows.length[at] = lengths
+        self._counts["sampled"] += at.size
+        is_stopped = (rows.stop_ids[at] == sampled.token_ids[:, None]).any(axis=1)
+        is_flagged = self._stops.flags[rows.stop_set[at], sampled.token_ids]
+        is_long = lengths >= rows.limit[at]
+        is_due = is_stopped | is_flagged | is_long | (lengths >= rows.send_at[at])
+        for i in np.flatnonzero(is_due).tolist():
+            active = rows.owner(int(at[i]))
+            if is_stopped[i] or (is_flagged[i] and self._has_stop_string(active)):
+                self._end(active, reason="stop")
+            elif is_long[i]:
+                self._end(active, reason="length")
+            elif lengths[i] >= rows.send_at[at[i]]:
+                self._send(active)
+
+    def _has_stop_string(self, active: ActiveRequest) -> bool:
+        rows = self._batching.rows
+        sampled = rows.tokens[active.row, active.num_prompt : rows.length[active.row]]
+        return self._stops.is_complete(active.request.sampling.stop, sampled)
+
+    def _end(self, active: ActiveRequest, *, reason: FinishReason) -> None:
+        if active.row >= 0:
+            self._batching.release(active.row, keep=True)
+        else:
+            self._batching.waiting.remove(active)
+        del self._live[active.request.request_id]
+        self._send(active, reason=reason)
+
+    def _send(self, active: ActiveRequest, *, reason: FinishReason = "") -> None:
+        """Stream what was sampled since the last chunk."""
+        sent = active.num_prompt + active.num_sent
+        tokens, logprobs, entropies, versions = self._batching.rows.take_unsent(active)
+        self._counts["cached"] += active.num_cached
+        self._out.append(
+            Completion(
+                request_id=active.request.request_id,
+                token_ids=tokens,
+                logprobs=logprobs,
+                entropy_low=entropies,
+                entropy_high=entropies,
+                versions=versions,
+                finish_reason=reason,
+                is_mixed=active.has_unsent_mixed,
+                num_cached_tokens=active.num_cached,
+                num_prefilled_tokens=active.num_prefilled,
+            )
+        )
+        active.has_unsent_mixed = active.is_mixed
+        active.num_cached = active.num_prefilled = 0
+
+
+def _device(config: EmbeddedConfig) -> torch.device:
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device 'cuda' was asked for, and torch sees no CUDA device")
+    return torch.device(name)

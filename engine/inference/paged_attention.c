@@ -1,0 +1,213 @@
+/* Ragged paged attention on a CPU: query/key norm, RoPE, the write of new keys and values, and softmax attention,
+ * for a flat batch of new tokens whose context lies anywhere in a pool of token slots.
+ *
+ * A segment is `counts[s]` consecutive new tokens of one sequence, the first at position `starts[s]`; position p of the
+ * sequence lives in slot `slot_table[table_rows[s] * table_stride + p]`. Keys and values are read where they lie.
+ * Softmax is computed online over blocks of KEY_BLOCK positions counted from 0, so a token's result depends neither
+ * on how its sequence was cut into segments nor on the rest of the batch.
+ *
+ * Built without the options that imply flush-to-zero: loading a library must not change the arithmetic of its host.
+ */
+#include <stdint.h>
+#include <string.h>
+
+#define KEY_BLOCK 64
+#define MAX_DIM 256
+#define MAX_QUERY_ROWS 32 /* (token, head) pairs that share one pass over the keys */
+
+typedef struct {
+    float *qkv;                /* [tokens, (heads + 2 kv_heads) * dim]; its query part is overwritten */
+    float *out;                /* [tokens, heads * dim] */
+    float *keys, *values;      /* [slots, kv_heads * dim] of one layer */
+    const float *q_norm, *k_norm; /* [dim] or null */
+    const float *cosines, *sines; /* [positions, dim / 2] */
+    const int32_t *slot_table;
+    const int32_t *table_rows, *starts, *counts; /* [segments] */
+    int64_t table_stride, segments;
+    int32_t heads, kv_heads, dim;
+    float norm_eps;
+} step_t;
+
+/* e^x for x <= 0, relative error below 3e-7 of the result's share of a softmax; plain enough to be vectorised. */
+static inline float exp_nonpositive(float x) {
+    float scaled = x * 1.44269504088896341f;
+    scaled = scaled < -126.0f ? -126.0f : scaled;
+    float whole = __builtin_rintf(scaled);
+    float f = scaled - whole;
+    float p = 1.52527338e-5f; /* ln(2)^k / k!, k = 7 .. 0 */
+    p = p * f + 1.54035304e-4f;
+    p = p * f + 1.33335581e-3f;
+    p = p * f + 9.61812911e-3f;
+    p = p * f + 5.55041087e-2f;
+    p = p * f + 2.40226507e-1f;
+    p = p * f + 6.93147181e-1f;
+    p = p * f + 1.0f;
+    union {
+        int32_t bits;
+        float value;
+    } power;
+    power.bits = ((int32_t)whole + 127) << 23;
+    return p * power.value;
+}
+
+static inline __attribute__((always_inline)) void norm_and_rotate(float *restrict x, float *restrict to,
+        const float *norm, const float *cosines, const float *sines, float eps, float scale, int dim) {
+    float factor = 1.0f;
+    if (norm) {
+        float sum = 0.0f;
+        for (int d = 0; d < dim; d++) sum += x[d] * x[d];
+        factor = 1.0f / __builtin_sqrtf(sum / (float)dim + eps);
+        for (int d = 0; d < dim; d++) x[d] = x[d] * factor * norm[d];
+    }
+    int half = dim / 2;
+    for (int d = 0; d < half; d++) {
+        float low = x[d], high = x[d + half];
+        to[d] = (low * cosines[d] - high * sines[d]) * scale;
+        to[d + half] = (high * cosines[d] + low * sines[d]) * scale;
+    }
+}
+
+static inline __attribute__((always_inline)) void write_token(const step_t *s, int64_t token, int64_t position,
+        int64_t slot, int dim) {
+    int64_t width = (int64_t)(s->heads + 2 * s->kv_heads) * dim;
+    float *query = s->qkv + token * width, *key = query + (int64_t)s->heads * dim;
+    float *value = key + (int64_t)s->kv_heads * dim;
+    int64_t row = (int64_t)s->kv_heads * dim;
+    const float *cosines = s->cosines + position * (dim / 2), *sines = s->sines + position * (dim / 2);
+    float rotated[MAX_DIM];
+    float scale = 1.0f / __builtin_sqrtf((float)dim);
+    for (int h = 0; h < s->heads; h++) {
+        norm_and_rotate(query + h * dim, rotated, s->q_norm, cosines, sines, s->norm_eps, scale, dim);
+        memcpy(query + h * dim, rotated, sizeof(float) * dim);
+    }
+    for (int h = 0; h < s->kv_heads; h++)
+        norm_and_rotate(key + h * dim, s->keys + slot * row + h * dim, s->k_norm, cosines, sines, s->norm_eps, 1.0f,
+                        dim);
+    memcpy(s->values + slot * row, value, sizeof(float) * row);
+}
+
+typedef struct {
+    float top, total;
+    float sum[MAX_DIM];
+} softmax_t;
+
+/* One query row against `n` keys; `keys` and `values` point at the slot row's kv head. Always the same arithmetic. */
+static inline __attribute__((always_inline)) void visit_block(const float *restrict query, const float *const *keys,
+        const float *const *values, int n, softmax_t *restrict state, int dim) {
+    float scores[KEY_BLOCK];
+    int j = 0;
+    for (; j + 4 <= n; j += 4) {
+        const float *k0 = keys[j], *k1 = keys[j + 1], *k2 = keys[j + 2], *k3 = keys[j + 3];
+        float s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+        for (int d = 0; d < dim; d++) {
+            s0 += query[d] * k0[d];
+            s1 += query[d] * k1[d];
+            s2 += query[d] * k2[d];
+            s3 += query[d] * k3[d];
+        }
+        scores[j] = s0, scores[j + 1] = s1, scores[j + 2] = s2, scores[j + 3] = s3;
+    }
+    for (; j < n; j++) {
+        const float *k0 = keys[j];
+        float s0 = 0;
+        for (int d = 0; d < dim; d++) s0 += query[d] * k0[d];
+        scores[j] = s0;
+    }
+    for (; j < KEY_BLOCK; j++) scores[j] = -1e30f;
+    float top = state->top;
+    for (j = 0; j < KEY_BLOCK; j++) top = scores[j] > top ? scores[j] : top;
+    float keep = exp_nonpositive(state->top - top), total = 0.0f;
+    for (j = 0; j < KEY_BLOCK; j++) {
+        scores[j] = j < n ? exp_nonpositive(scores[j] - top) : 0.0f;
+        total += scores[j];
+    }
+    state->top = top;
+    state->total = state->total * keep + total;
+    float *restrict sum = state->sum;
+    for (int d = 0; d < dim; d++) sum[d] *= keep;
+    for (j = 0; j + 4 <= n; j += 4) {
+        const float *v0 = values[j], *v1 = values[j + 1], *v2 = values[j + 2], *v3 = values[j + 3];
+        float p0 = scores[j], p1 = scores[j + 1], p2 = scores[j + 2], p3 = scores[j + 3];
+        for (int d = 0; d < dim; d++) sum[d] += (p0 * v0[d] + p1 * v1[d]) + (p2 * v2[d] + p3 * v3[d]);
+    }
+    for (; j < n; j++) {
+        const float *v0 = values[j];
+        float p0 = scores[j];
+        for (int d = 0; d < dim; d++) sum[d] += p0 * v0[d];
+    }
+}
+
+/* `num_tokens` tokens of one segment, heads `first_head` .. `first_head + num_heads` that share kv head `kv_head`. */
+static inline __attribute__((always_inline)) void attend_rows(const step_t *s, const int32_t *slots, int64_t token,
+        int64_t position, int num_tokens, int first_head, int num_heads, int kv_head, int dim) {
+    softmax_t states[MAX_QUERY_ROWS];
+    int64_t width = (int64_t)(s->heads + 2 * s->kv_heads) * dim, row = (int64_t)s->kv_heads * dim;
+    for (int i = 0; i < num_tokens * num_heads; i++) {
+        states[i].top = -1e30f;
+        states[i].total = 0.0f;
+        memset(states[i].sum, 0, sizeof(float) * dim);
+    }
+    for (int64_t begin = 0; begin < position + num_tokens; begin += KEY_BLOCK) {
+        const float *keys[KEY_BLOCK], *values[KEY_BLOCK];
+        int64_t left = position + num_tokens - begin;
+        int block = left < KEY_BLOCK ? (int)left : KEY_BLOCK;
+        for (int j = 0; j < block; j++) {
+            keys[j] = s->keys + slots[begin + j] * row + kv_head * dim;
+            values[j] = s->values + slots[begin + j] * row + kv_head * dim;
+        }
+        for (int t = 0; t < num_tokens; t++) {
+            int64_t visible = position + t + 1 - begin;
+            if (visible <= 0) continue;
+            int n = visible < block ? (int)visible : block;
+            for (int h = 0; h < num_heads; h++)
+                visit_block(s->qkv + (token + t) * width + (first_head + h) * dim, keys, values, n,
+                            &states[t * num_heads + h], dim);
+        }
+    }
+    for (int t = 0; t < num_tokens; t++)
+        for (int h = 0; h < num_heads; h++) {
+            const softmax_t *state = &states[t * num_heads + h];
+            float *to = s->out + ((token + t) * s->heads + first_head + h) * dim, scale = 1.0f / state->total;
+            for (int d = 0; d < dim; d++) to[d] = state->sum[d] * scale;
+        }
+}
+
+static inline __attribute__((always_inline)) void run(const step_t *s, int dim) {
+    int64_t token = 0;
+    for (int64_t i = 0; i < s->segments; i++) {
+        const int32_t *slots = s->slot_table + s->table_rows[i] * s->table_stride;
+        for (int32_t t = 0; t < s->counts[i]; t++, token++)
+            write_token(s, token, s->starts[i] + t, slots[s->starts[i] + t], dim);
+    }
+    int group = s->heads / s->kv_heads;
+    int heads_at_once = group < MAX_QUERY_ROWS ? group : MAX_QUERY_ROWS;
+    int tokens_at_once = MAX_QUERY_ROWS / heads_at_once;
+    token = 0;
+    for (int64_t i = 0; i < s->segments; i++) {
+        const int32_t *slots = s->slot_table + s->table_rows[i] * s->table_stride;
+        for (int32_t t = 0; t < s->counts[i]; t += tokens_at_once) {
+            int num_tokens = s->counts[i] - t < tokens_at_once ? s->counts[i] - t : tokens_at_once;
+            for (int kv_head = 0; kv_head < s->kv_heads; kv_head++)
+                for (int h = 0; h < group; h += heads_at_once) {
+                    int num_heads = group - h < heads_at_once ? group - h : heads_at_once;
+                    attend_rows(s, slots, token + t, s->starts[i] + t, num_tokens, kv_head * group + h, num_heads,
+                                kv_head, dim);
+                }
+        }
+        token += s->counts[i];
+    }
+}
+
+/* Returns 0, or 1 where the head dimension is not supported. The usual ones are compiled as constants. */
+int paged_attention(const step_t *s) {
+    switch (s->dim) {
+    case 16: run(s, 16); return 0;
+    case 32: run(s, 32); return 0;
+    case 64: run(s, 64); return 0;
+    case 128: run(s, 128); return 0;
+    default:
+        if (s->dim < 2 || s->dim > MAX_DIM || s->dim % 2) return 1;
+        run(s, s->dim);
+        return 0;
+    }
+}

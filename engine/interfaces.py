@@ -1,0 +1,104 @@
+"""The seams: four small Protocols, each with a shipped fake (`inference.scripted`, `faults`)."""
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Protocol
+
+from engine.types import (
+    Batch,
+    Completion,
+    GenerateRequest,
+    GeneratorStatistics,
+    StepReport,
+    ToolCall,
+    ToolResult,
+    ToolSpec,
+    UpdateMode,
+    WeightRef,
+)
+
+
+class Generator(Protocol):
+    """Token ids in, streamed token ids with behaviour log-probabilities, entropies and versions out."""
+
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[Completion, None]:
+        """Stream one segment; the last chunk, and only it, has a finish reason.
+
+        Closing the stream early aborts the request. Raises `GeneratorError` when the backend fails; tokens already
+        streamed stay valid, and a new request may continue from them.
+        """
+        ...
+
+    async def abort(self, request_id: str) -> None:
+        """End a request: its stream closes with `aborted`. Unknown or ended ids are ignored."""
+        ...
+
+    async def update_weights(self, ref: WeightRef, *, mode: UpdateMode) -> None:
+        """Return when every later token is sampled by `ref.version`.
+
+        No later request reads a prefix that older weights computed. Running requests: `retract` re-prefills them,
+        `in_place` keeps their KV and marks their tokens mixed, `drain` ends them before the update.
+        """
+        ...
+
+    async def statistics(self) -> GeneratorStatistics: ...
+
+
+class Trainer(Protocol):
+    """Batches in, weights out. All ranks of a distributed learner stand behind one of these."""
+
+    async def step(self, batch: Batch) -> StepReport:
+        """One optimiser step. Raises `LearnerError`, with nothing applied, for a batch it cannot train on."""
+        ...
+
+    async def publish(self) -> WeightRef:
+        """Write the present weights where generators can read them; valid until the second publish after it."""
+        ...
+
+    async def save(self, path: str) -> None:
+        """Write a checkpoint atomically: weights, optimiser, schedule, version."""
+        ...
+
+    async def load(self, path: str) -> int:
+        """Restore a checkpoint; returns its version. Raises `LearnerError` where the shapes differ."""
+        ...
+
+
+class ToolHost(Protocol):
+    """Executes what the policy asks for. A failure of a tool is a result, never an exception."""
+
+    @property
+    def specs(self) -> Sequence[ToolSpec]:
+        """The tools a model may call."""
+        ...
+
+    async def call(self, call: ToolCall, *, history: Sequence[ToolCall] = ()) -> ToolResult:
+        """Run one call under its deadline. `history` is what the path called before it."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """What the renderer and the stop-string check need of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end a turn or a text; the first is the one to append."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of `text` and nothing else: no BOS is added; special tokens written out are recognised."""
+        ...
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Tokens of `text` as data: special tokens written out stay ordinary characters."""
+        ...
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of the tokens, special ones included."""
+        ...
+
+    def apply_chat_template(self, messages: Sequence[dict[str, str]], *, tools: Sequence[ToolSpec] = ()) -> str:
+        """Render messages up to and including the header of the assistant's turn."""
+        ...

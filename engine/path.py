@@ -1,0 +1,185 @@
+"""PathRunner: one path from where it stands to its reward: sample, call tools, observe, sample again."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from engine.budget import Account
+from engine.coins import seed_of
+from engine.errors import GeneratorError
+from engine.events import AnyTreeEvent, Observed, PathEnded, Rewarded, TokensSampled, ToolFinished, ToolRequested
+from engine.interfaces import Generator, ToolHost
+from engine.renderer import Renderer
+from engine.rollout_config import SamplingConfig
+from engine.stop_seam import StopSeam
+from engine.tree import Path, TreeBuilder
+from engine.types import GenerateRequest, Reward, RolloutStatus, SamplingParams, ToolCall, ToolResult
+
+logger = logging.getLogger(__name__)
+
+OUT_OF_CALLS = "Tool call refused: the budget of tool calls is used up. Answer with what you know."
+
+
+class PathRunner:
+    """Runs the paths of one tree; what happens goes out as events through `emit`, which also applies them."""
+
+    def __init__(
+        self,
+        tree: TreeBuilder,
+        *,
+        sampling: SamplingConfig,
+        seed: int,
+        stream_interval: int,
+        generator: Generator,
+        tools: ToolHost,
+        renderer: Renderer,
+        emit: Callable[[AnyTreeEvent], None],
+        on_progress: Callable[[Path], None],
+    ) -> None:
+        """`on_progress` is called after every chunk and every observation: the place where forks are considered."""
+        self._tree = tree
+        self._prompt_id = tree.prompt.prompt_id
+        self._sampling = sampling
+        self._seed = seed
+        self._stream_interval = stream_interval
+        self._generator = generator
+        self._tools = tools
+        self._renderer = renderer
+        self._emit = emit
+        self._on_progress = on_progress
+
+    async def run(self, path: Path, *, calls: Account) -> None:
+        """Grow `path` to its end and score it. Failures of generator, tools and reward end up in the path."""
+        while path.is_live:
+            if not path.finish_reason:
+                await self._sample(path)
+                continue
+            wanted = self._renderer.parse(self._tree.segment(path)) if path.finish_reason == "stop" else ()
+            if path.finish_reason == "length" or (wanted and len(path.marks) >= self._sampling.max_turns):
+                await self._end(path, RolloutStatus.TRUNCATED)
+            elif wanted:
+                await self._observe(path, wanted, calls)
+            else:
+                await self._end(path, RolloutStatus.COMPLETED)
+
+    # -- sampling ---------------------------------------------------------------------------------------------
+
+    async def _sample(self, path: Path) -> None:
+        """Sample until the segment ends; a failed request is continued from the path's own tokens."""
+        error = ""
+        for attempt in range(self._sampling.max_retries + 1):
+            if self._room(path) <= 0:
+                await self._end(path, RolloutStatus.TRUNCATED)
+                return
+            try:
+                await self._stream(path, self._request(path, attempt))
+            except GeneratorError as failure:
+                error = str(failure)
+                logger.warning("%s path %d: %s (attempt %d)", self._prompt_id, path.number, error, attempt + 1)
+            if path.finish_reason:
+                return
+        await self._end(path, RolloutStatus.FAILED, detail=error or "the stream ended without a finish reason")
+
+    async def _stream(self, path: Path, request: GenerateRequest) -> None:
+        seam = StopSeam(self._renderer, self._tree.segment(path))
+        async with contextlib.aclosing(self._generator.generate(request)) as chunks:
+            async for chunk in chunks:
+                cut = seam.cut(chunk)
+                self._emit(
+                    TokensSampled(
+                        prompt_id=self._prompt_id,
+                        path=path.number,
+                        token_ids=cut.token_ids,
+                        logprobs=cut.logprobs,
+                        entropy_low=cut.entropy_low,
+                        entropy_high=cut.entropy_high,
+                        versions=cut.versions,
+                        finish_reason="" if cut.finish_reason == "aborted" else cut.finish_reason,
+                        num_cached_tokens=cut.num_cached_tokens,
+                        num_prefilled_tokens=cut.num_prefilled_tokens,
+                    )
+                )
+                self._on_progress(path)
+                if cut.finish_reason:
+                    return
+
+    def _room(self, path: Path) -> int:
+        """Tokens the present segment may still grow by."""
+        response = self._sampling.max_response_tokens - (path.length - path.prompt_length)
+        return min(response, self._sampling.max_segment_tokens - (path.length - path.segment_start))
+
+    def _request(self, path: Path, attempt: int) -> GenerateRequest:
+        return GenerateRequest(
+            request_id=f"{self._prompt_id}/{path.number}/{path.length}.{attempt}",
+            token_ids=self._tree.token_ids(path),
+            sampling=SamplingParams(
+                max_new_tokens=self._room(path),
+                temperature=self._sampling.temperature,
+                top_p=self._sampling.top_p,
+                top_k=self._sampling.top_k,
+                stop=self._renderer.stop_strings,
+                stop_token_ids=self._renderer.stop_token_ids,
+                seed=seed_of(self._seed, self._prompt_id, path.number),
+            ),
+            affinity_key=self._prompt_id,
+            stream_interval=self._stream_interval,
+        )
+
+    # -- tools ------------------------------------------------------------------------------------------------
+
+    async def _observe(self, path: Path, wanted: Sequence[ToolCall], calls: Account) -> None:
+        """Run the calls of one turn concurrently and show the policy their results, in the order of the calls.
+
+        Calls that a journal already knows are not requested again, and their results are not computed again.
+        """
+        first = path.num_observed_calls
+        async with asyncio.TaskGroup() as group:
+            for index, call in enumerate(wanted, start=first):
+                if index >= len(path.calls):
+                    self._emit(ToolRequested(prompt_id=self._prompt_id, path=path.number, call=call, index=index))
+                if index not in path.results:
+                    group.create_task(
+                        self._call(path, index, calls), name=f"{self._prompt_id}/{path.number}/{call.name}"
+                    )
+        results = [path.results[index] for index in range(first, first + len(wanted))]
+        tokens = self._renderer.render_results(results, segment=self._tree.segment(path))
+        self._emit(Observed(prompt_id=self._prompt_id, path=path.number, token_ids=tokens))
+        self._on_progress(path)
+
+    async def _call(self, path: Path, index: int, calls: Account) -> None:
+        result = await self._execute(path, index, calls)
+        self._emit(ToolFinished(prompt_id=self._prompt_id, path=path.number, index=index, result=result))
+
+    async def _execute(self, path: Path, index: int, calls: Account) -> ToolResult:
+        call = path.calls[index]
+        if call.malformed:
+            return ToolResult(name=call.name, text=call.malformed, status="malformed")
+        reservation = calls.reserve()
+        if reservation is None:
+            return ToolResult(name=call.name, text=OUT_OF_CALLS, status="refused")
+        try:
+            result = await self._tools.call(call, history=path.calls[:index])
+            reservation.settle(result.was_executed)
+            return result
+        finally:
+            reservation.cancel()
+
+    # -- the end ----------------------------------------------------------------------------------------------
+
+    async def _end(self, path: Path, status: RolloutStatus, *, detail: str = "") -> None:
+        """Score the path (a reward is a tool) and end it; one that cannot be scored has failed."""
+        reward = Reward(score=0.0, reason=detail)
+        if status is not RolloutStatus.FAILED:
+            text = self._renderer.text(self._tree.token_ids(path)[path.prompt_length :])
+            arguments = {"text": text, "ground_truth": self._tree.prompt.ground_truth, "tools_run": path.tools_run}
+            result = await self._tools.call(ToolCall(name="reward", arguments=arguments))
+            if result.status == "ok":
+                reward = msgspec.json.decode(result.text, type=Reward)
+            else:
+                status, detail = RolloutStatus.FAILED, f"reward: {result.text}"
+                reward = Reward(score=0.0, reason=detail)
+        self._emit(PathEnded(prompt_id=self._prompt_id, path=path.number, status=status, detail=detail))
+        self._emit(Rewarded(prompt_id=self._prompt_id, path=path.number, reward=reward))

@@ -1,0 +1,49 @@
+"""What a person may say about rollouts: how to sample, when to fork, what to spend."""
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from engine.branching import AnyBranching, Arpo
+from engine.config import NonNegative, NonNegativeFloat, Positive, Section
+from engine.granting import AnyGranting, Paper
+
+
+class SamplingConfig(Section, frozen=True):
+    """How a path is sampled, and how long it may get."""
+
+    max_response_tokens: Positive = 4096
+    """Tokens of a path behind its prompt, tool results included."""
+    max_segment_tokens: Positive = 4096
+    """Tokens sampled between two observations."""
+    max_turns: Positive = 16
+    """Observations of a path; one that wants more is truncated."""
+    temperature: NonNegativeFloat = 1.0
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    top_k: int = -1
+    max_retries: NonNegative = 3
+    """How often a segment is continued from its own tokens after its generator failed or let go of it."""
+
+
+class BudgetConfig(Section, frozen=True):
+    """Hard limits; unset means unlimited. A call is reserved before it runs and counted when it really ran."""
+
+    calls_per_path: NonNegative | None = 6
+    calls_per_prompt: NonNegative | None = None
+    calls_per_cohort: NonNegative | None = None
+    calls_per_run: NonNegative | None = None
+    leaves_per_cohort: Positive | None = None
+    """Trajectories a cohort may have in all: M is then a cap, and `ranked` granting moves places between trees."""
+
+
+class RolloutConfig(Section, frozen=True):
+    """How the tree of a prompt is grown."""
+
+    size: Positive = 16
+    """M: trajectories a prompt."""
+    branching: AnyBranching = Arpo()
+    granting: AnyGranting = Paper()
+    sampling: SamplingConfig = SamplingConfig()
+    budget: BudgetConfig = BudgetConfig()
+    stream_interval: Positive = 16
+    """Tokens in a streamed chunk of a path that no entropy monitor watches."""

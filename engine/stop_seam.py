@@ -1,0 +1,56 @@
+"""StopSeam: finds a stop string that began before a request and ends inside it.
+
+A server looks for stop strings in what it samples for one request. A branch at `probe_end`, or a retry, may begin in
+the middle of one: `</sea` was inherited, `rch>` is sampled.
+"""
+
+from typing import Protocol
+
+import msgspec
+import numpy as np
+
+from engine.types import Completion, Int32
+
+
+class StopText(Protocol):
+    """What the seam needs of a renderer."""
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]: ...
+
+    def text(self, token_ids: Int32) -> str: ...
+
+
+class StopSeam:
+    """Looks at the first chunks of a continued segment; costs nothing for a fresh one."""
+
+    def __init__(self, renderer: StopText, segment: Int32) -> None:
+        """`segment` is what was sampled since the last observation, before this request."""
+        self._renderer = renderer
+        longest = max((len(stop) for stop in renderer.stop_strings), default=0)
+        # A token of a stop string holds at least one of its characters, so older tokens cannot take part.
+        self._tail = segment[-longest:] if longest else segment[:0]
+        self._left = longest if self._tail.size else 0
+        """Sampled tokens that may still complete a string begun in the tail."""
+
+    def cut(self, chunk: Completion) -> Completion:
+        """The chunk as it is, or cut behind the token that completes a stop string across the seam."""
+        for count in range(1, min(self._left, chunk.token_ids.size) + 1):
+            if self._completes(np.concatenate([self._tail, chunk.token_ids[:count]])):
+                return msgspec.structs.replace(
+                    chunk,
+                    token_ids=chunk.token_ids[:count],
+                    logprobs=chunk.logprobs[:count],
+                    entropy_low=chunk.entropy_low[:count],
+                    entropy_high=chunk.entropy_high[:count],
+                    versions=chunk.versions[:count],
+                    finish_reason="stop",
+                )
+        if self._left:
+            self._left = max(self._left - chunk.token_ids.size, 0)
+            self._tail = np.concatenate([self._tail, chunk.token_ids])
+        return chunk
+
+    def _completes(self, token_ids: Int32) -> bool:
+        text = self._renderer.text(token_ids)
+        return any(stop in text for stop in self._renderer.stop_strings)

@@ -1,0 +1,21 @@
+"""The gradient: advantages, losses, and the Megatron-core learner.
+
+`MegatronLearner` (in `learner.megatron`) takes a `Batch` of trees and gives back weights. Around it, one idea a file:
+
+    config      every knob                      advantage   rewards -> credit for each token (numpy)
+    batcher     trees -> packed rows (numpy)    sft         traces -> samples (numpy)
+    loss        the policy losses               correction  off-policy importance weights
+    logprobs    over a sharded vocabulary       schedule    the learning rate
+    hf_config   config.json -> shape            weights     Hugging Face tensors <-> Megatron parameters
+    hf_folder   folders of safetensors          checkpoint  state on disk, whole or not at all
+    attention   layout -> attention, RoPE       model       the GPT model itself
+    parallel    processes and groups            forward     rows through the (pipelined) model
+    optimizer   norm, clip, AdamW               mcore_cpu   Megatron without a GPU
+
+`MEGATRON_DOORS` names the only files that may import `megatron`: everything else takes its names from `learner.mcore`.
+Importing `learner`, `learner.config`, `learner.advantage`, `learner.batcher` or `learner.sft` loads neither torch nor
+Megatron.
+"""
+
+MEGATRON_DOORS = ("learner/mcore.py",)
+"""The only files of the project in which `import megatron` may stand."""

@@ -1,0 +1,153 @@
+"""Folders of Hugging Face form, read tensor by tensor and written whole or not at all.
+
+A folder appears under its name by a rename, so a reader sees a complete one or none.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from engine.errors import LearnerError
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
+
+class TensorReader:
+    """The tensors of a folder by name, read when asked for; a context manager.
+
+    Raises `LearnerError` for a folder without safetensors, a torn file, or a name that is not there.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self._folder = Path(folder)
+        self._files: dict[str, Any] = {}
+        self._file_of = self._index()
+
+    def _index(self) -> dict[str, str]:
+        index = self._folder / INDEX
+        if index.exists():
+            return msgspec.json.decode(index.read_bytes())["weight_map"]
+        if not (self._folder / WEIGHTS).exists():
+            raise LearnerError(f"{self._folder}: neither {WEIGHTS} nor {INDEX}")
+        return dict.fromkeys(self._open(WEIGHTS).keys(), WEIGHTS)
+
+    def _open(self, name: str) -> Any:
+        if name not in self._files:
+            try:
+                self._files[name] = safe_open(self._folder / name, framework="pt")
+            except (OSError, SafetensorError) as error:
+                raise LearnerError(f"{self._folder / name}: {error}") from None
+        return self._files[name]
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(self._file_of)
+
+    def read(self, name: str, *, shape: tuple[int, ...]) -> Tensor:
+        """One tensor, which must have this shape."""
+        if name not in self._file_of:
+            raise LearnerError(f"{self._folder}: tensor {name!r} is missing")
+        file = self._open(self._file_of[name])
+        found = tuple(file.get_slice(name).get_shape())
+        if found != shape:
+            raise LearnerError(f"{self._folder}: tensor {name!r} has shape {found}, the model needs {shape}")
+        return file.get_tensor(name)
+
+    def __enter__(self) -> "TensorReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._files.clear()
+
+
+def part_name(stage: int, num_stages: int) -> str:
+    """The file that one of `num_stages` writers fills."""
+    return WEIGHTS if num_stages == 1 else f"model-{stage + 1:05d}-of-{num_stages:05d}.safetensors"
+
+
+def write_part(folder: Path, tensors: Mapping[str, Tensor], *, stage: int, num_stages: int) -> None:
+    """One writer's tensors, which must lie on the CPU."""
+    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / part_name(stage, num_stages), {"format": "pt"})
+
+
+def write_index(folder: Path, stage_of: Mapping[str, int], *, num_stages: int) -> None:
+    """Says which file holds which tensor; nothing to say where there is one file."""
+    if num_stages > 1:
+        weight_map = {name: part_name(stage, num_stages) for name, stage in stage_of.items()}
+        (folder / INDEX).write_bytes(msgspec.json.encode({"metadata": {}, "weight_map": weight_map}))
+
+
+def write_config(folder: Path, raw: Mapping[str, Any], *, dtype: str) -> None:
+    """config.json of the model that was loaded, with the dtype of what is written now."""
+    merged = {k: v for k, v in raw.items() if k not in ("dtype", "torch_dtype")} | {"torch_dtype": dtype}
+    (folder / "config.json").write_bytes(msgspec.json.format(msgspec.json.encode(merged), indent=2))
+
+
+def copy_tokenizer(source: str | Path, folder: Path) -> None:
+    """The tokenizer's files, as far as the source has them."""
+    for name in TOKENIZER_FILES:
+        if (Path(source) / name).exists():
+            shutil.copyfile(Path(source) / name, folder / name)
+
+
+def staging(target: str | Path) -> Path:
+    """The hidden sibling in which a folder is written before it gets its name; equal on all ranks."""
+    target = Path(target).absolute()
+    return target.parent / f".{target.name}.partial"
+
+
+@contextmanager
+def fresh_staging(target: str | Path) -> Iterator[Path]:
+    """An empty staging folder. Renamed to `target` (replacing what is there) at the end, removed on any error."""
+    target, partial = Path(target).absolute(), staging(target)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        _sync(partial)
+        if target.exists():
+            previous = target.parent / f".{target.name}.previous"
+            shutil.rmtree(previous, ignore_errors=True)
+            target.rename(previous)
+            partial.rename(target)
+            shutil.rmtree(previous)
+        else:
+            partial.rename(target)
+        _sync_entry(target.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    for file in folder.iterdir():
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    _sync_entry(folder)
+
+
+def _sync_entry(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,142 @@
+"""The policy as a Megatron `GPTModel`: Qwen2, Qwen3 and Llama shapes, any tensor- and pipeline-parallel layout.
+
+Ours in it: attention and rotary positions that read a layout (`learner.attention`), an RMS norm that needs neither
+Transformer Engine nor Apex, and an output layer that is applied to the scored tokens only.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from engine.errors import LearnerError
+from learner.attention import CoreAttention, Layout, RotaryPositions
+from learner.config import LearnerConfig
+from learner.hf_config import ModelShape
+from learner.mcore import (
+    GPTModel,
+    TransformerBlockSubmodules,
+    TransformerConfig,
+    finalize_model_grads,
+    get_gpt_layer_local_spec,
+    tensor_parallel,
+)
+from learner.parallel import Parallel
+
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "float64": torch.float64}
+
+
+class RmsNorm(nn.Module):
+    """x / sqrt(mean x^2 + eps) * weight, the mean over the last axis."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **_: Any) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+        # Megatron sums the gradients of such parameters over the tensor-parallel group
+        self.weight.sequence_parallel = config.sequence_parallel
+        self._eps = eps
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return functional.rms_norm(hidden, self.weight.shape, self.weight, self._eps)
+
+
+class PolicyModel(GPTModel):
+    """A GPT model whose last stage gives logits [N, V / TP] at the layout's predictors, and nothing elsewhere."""
+
+    def _postprocess(self, hidden_states: Tensor, packed_seq_params: Layout, **_: Any) -> Tensor:
+        if not self.post_process:
+            return hidden_states
+        if self.config.sequence_parallel:
+            hidden_states = tensor_parallel.gather_from_sequence_parallel_region(
+                hidden_states, tensor_parallel_output_grad=False
+            )
+        scored = hidden_states.index_select(0, packed_seq_params.predictors)
+        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        logits, _ = self.output_layer(scored, weight=weight)
+        return logits.squeeze(1)
+
+
+def padded_vocab_size(shape: ModelShape, tp_size: int) -> int:
+    """The vocabulary rounded up to a multiple of the ranks; the extra rows are zero and have probability 0."""
+    return -(-shape.vocab_size // tp_size) * tp_size
+
+
+def transformer_config(shape: ModelShape, config: LearnerConfig) -> TransformerConfig:
+    """Megatron's description of the model. Raises `LearnerError` where the shape does not divide."""
+    for name, count, parts in (
+        ("attention heads", shape.num_heads, config.tensor_parallel),
+        ("key-value heads", shape.num_kv_heads, config.tensor_parallel),
+        ("feed-forward columns", shape.ffn_size, config.tensor_parallel),
+        ("layers", shape.num_layers, config.pipeline_parallel),
+    ):
+        if count % parts:
+            raise LearnerError(f"{count} {name} do not divide into {parts} parts")
+    dtype = DTYPES[config.dtype]
+    recompute = {
+        "none": {},
+        "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
+        "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+    }[config.recompute]
+    return TransformerConfig(
+        num_layers=shape.num_layers,
+        hidden_size=shape.hidden_size,
+        ffn_hidden_size=shape.ffn_size,
+        num_attention_heads=shape.num_heads,
+        num_query_groups=shape.num_kv_heads,
+        kv_channels=shape.head_dim,
+        normalization="RMSNorm",
+        layernorm_epsilon=shape.norm_eps,
+        qk_layernorm=shape.has_qk_norm,
+        add_bias_linear=False,
+        add_qkv_bias=shape.has_qkv_bias,
+        gated_linear_unit=True,
+        activation_func=functional.silu,
+        attention_dropout=0.0,
+        hidden_dropout=0.0,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=config.dtype == "bf16",
+        tensor_model_parallel_size=config.tensor_parallel,
+        pipeline_model_parallel_size=config.pipeline_parallel,
+        sequence_parallel=config.sequence_parallel and config.tensor_parallel > 1,
+        use_cpu_initialization=True,
+        perform_initialization=False,
+        apply_rope_fusion=False,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        gradient_accumulation_fusion=False,
+        persist_layer_norm=False,
+        batch_p2p_sync=False,
+        # our losses hold their whole denominator: Megatron shall divide neither by micro-batches nor by replicas
+        calculate_per_token_loss=True,
+        finalize_model_grads_func=lambda model, _num_tokens, **rest: finalize_model_grads(model, None, **rest),
+        **recompute,
+    )
+
+
+def build_model(shape: ModelShape, config: LearnerConfig, parallel: Parallel) -> PolicyModel:
+    """This rank's part of the model, on its device, with parameters that hold nothing yet."""
+    megatron = transformer_config(shape, config)
+    layer = get_gpt_layer_local_spec(qk_layernorm=shape.has_qk_norm, normalization="RMSNorm")
+    layer.submodules.input_layernorm = RmsNorm
+    layer.submodules.pre_mlp_layernorm = RmsNorm
+    attention = layer.submodules.self_attention.submodules
+    attention.core_attention = CoreAttention
+    if shape.has_qk_norm:
+        attention.q_layernorm = attention.k_layernorm = RmsNorm
+    num_local = shape.num_layers // parallel.pp_size
+    model = PolicyModel(
+        config=megatron,
+        transformer_layer_spec=TransformerBlockSubmodules(layer_specs=[layer] * num_local, layer_norm=RmsNorm),
+        vocab_size=padded_vocab_size(shape, parallel.tp_size),
+        max_sequence_length=shape.max_positions,
+        pre_process=parallel.is_first_stage,
+        post_process=parallel.is_last_stage,
+        parallel_output=True,
+        share_embeddings_and_output_weights=shape.is_tied,
+        position_embedding_type="rope",
+    )
+    model.rotary_pos_emb = RotaryPositions(shape)
+    return model.to(parallel.device)

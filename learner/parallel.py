@@ -1,0 +1,134 @@
+"""Processes and their groups: who this rank is, and the collectives that the learner itself needs.
+
+One learner a process at a time: Megatron keeps its groups in module globals. `Parallel.start` makes them and `stop`
+takes them all down, so that a process may hold one learner after another.
+"""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from torch.distributed import ProcessGroup
+
+from engine.errors import ConfigError, LearnerError
+from learner.config import LearnerConfig
+from learner.mcore import parallel_state, tensor_parallel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parallel:
+    """This rank's place; ranks count tensor-parallel fastest, then data-parallel, then pipeline stages."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    tp_rank: int
+    pp_rank: int
+    dp_rank: int
+    tp_size: int
+    pp_size: int
+    dp_size: int
+    tp_group: ProcessGroup
+
+    @classmethod
+    def start(
+        cls,
+        config: LearnerConfig,
+        *,
+        rank: int,
+        world_size: int,
+        init_method: str | None,
+        timeout_s: float,
+    ) -> "Parallel":
+        """Join the other ranks (NCCL on GPUs, gloo without) and build Megatron's groups.
+
+        One process needs no address: its store lives in its own memory. Raises `ConfigError` where the layout does not
+        give `world_size`, `LearnerError` where this process holds a learner already.
+        """
+        if config.world_size != world_size:
+            raise ConfigError(
+                f"tensor_parallel * pipeline_parallel * data_parallel = {config.world_size}, but got {world_size=}"
+            )
+        if world_size > 1 and init_method is None:
+            raise ConfigError(f"a learner of {world_size=} needs an init_method, such as tcp://127.0.0.1:29500")
+        if dist.is_initialized() or parallel_state.is_initialized():
+            raise LearnerError("this process holds a distributed group already; close the learner that made it")
+        has_cuda = torch.cuda.is_available()
+        device = torch.device("cuda", rank % torch.cuda.device_count()) if has_cuda else torch.device("cpu")
+        if has_cuda:
+            torch.cuda.set_device(device)
+        dist.init_process_group(
+            "nccl" if has_cuda else "gloo",
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(seconds=timeout_s),
+            **({"store": dist.HashStore()} if world_size == 1 else {"init_method": init_method}),
+        )
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=config.tensor_parallel,
+            pipeline_model_parallel_size=config.pipeline_parallel,
+            create_gloo_process_groups=False,
+            distributed_timeout_minutes=max(int(timeout_s // 60), 1),
+        )
+        with torch.random.fork_rng(devices=[]):
+            tensor_parallel.model_parallel_cuda_manual_seed(config.seed, force_reset_rng=True)
+        return cls(
+            rank=rank,
+            world_size=world_size,
+            device=device,
+            tp_rank=parallel_state.get_tensor_model_parallel_rank(),
+            pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
+            dp_rank=parallel_state.get_data_parallel_rank(),
+            tp_size=config.tensor_parallel,
+            pp_size=config.pipeline_parallel,
+            dp_size=config.data_parallel,
+            tp_group=parallel_state.get_tensor_model_parallel_group(),
+        )
+
+    def stop(self) -> None:
+        """Take down every group."""
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+
+    @property
+    def is_first_stage(self) -> bool:
+        return self.pp_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        return self.pp_rank == self.pp_size - 1
+
+    @property
+    def speaks_for_stage(self) -> bool:
+        """True for one rank of each pipeline stage: the one that writes its weights."""
+        return self.tp_rank == 0 and self.dp_rank == 0
+
+    def barrier(self) -> None:
+        """Return when all ranks are here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def gather_shards(self, shard: Tensor) -> list[Tensor]:
+        """The tensor-parallel shards of one parameter, in order, on every rank of the group."""
+        if self.tp_size == 1:
+            return [shard]
+        shards = [torch.empty_like(shard) for _ in range(self.tp_size)]
+        dist.all_gather(shards, shard.contiguous(), group=self.tp_group)
+        return shards
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """One small value of each rank, on every rank."""
+        values: list[Any] = [None] * self.world_size
+        if self.world_size == 1:
+            return [value]
+        dist.all_gather_object(values, value)
+        return values
+
+    def total(self, values: Tensor, *, maximum: bool = False) -> Tensor:
+        """Sum (or maximum) over all ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(values, op=dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM)
+        return values

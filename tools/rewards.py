@@ -1,0 +1,126 @@
+"""Rewards: what an answer is worth. A reward is a tool that the engine calls instead of the model.
+
+    ToolCall(name="reward", arguments={"text": ..., "ground_truth": ..., "tools_run": ["search", "python"]})
+
+comes back as a `ToolResult` whose text is the JSON of an `engine.types.Reward`: same executor, deadline and errors as
+any tool. It is not visible, so no model is ever offered it.
+"""
+
+import re
+from collections.abc import Collection, Sequence
+from typing import Literal
+
+from engine.errors import ConfigError
+from engine.types import Reward
+from tools.answers import answer_score, is_same, last_box
+from tools.official_reward import MULTI_TOOL_BONUS, official_reward
+from tools.schema import Tool, tool
+
+__all__ = ["answer_of", "arpo_reward", "exact_reward", "official_reward", "reward_tool"]
+
+_CALLS = ("search", "python")
+_TAG = re.compile(r"<(/?)(think|search|python|result|answer)>")
+_OBSERVATION = re.compile(r"\s*<result>")
+
+
+def arpo_reward(text: str, ground_truth: str | Sequence[str], *, calls_run: Collection[str]) -> Reward:
+    """The hierarchical reward of ARPO (2507.19849, equation 8), with answers compared as in `answers.answer_score`.
+
+        Acc + 0.1   format good, Acc > 0, and both search and python ran
+        Acc         format good
+        -1          otherwise
+
+    `text` is the response, with or without the results the policy read: a `<result>` directly behind a call is an
+    observation up to its first `</result>`, and what it says is not held against the policy (where a tool may return
+    that tag, leave results out). `calls_run` names the tools that really ran, with
+    status `ok`; tags alone earn nothing. Of several ground truths the best counts. `is_correct` is Acc = 1.
+
+    Format: at least one `<think>` block, closed; then exactly one `<answer>` as the last block, which holds a box;
+    calls closed; nothing inside calls or answers is read as a tag; a call may stand inside a think block.
+    """
+    answer, fault = _read(text)
+    if answer is None:
+        return Reward(score=-1.0, reason=fault, components={"format": 0.0})
+    truths = [ground_truth] if isinstance(ground_truth, str) else ground_truth
+    accuracy = max((answer_score(answer, truth) for truth in truths), default=0.0)
+    bonus = MULTI_TOOL_BONUS if accuracy > 0 and set(_CALLS) <= set(calls_run) else 0.0
+    return Reward(
+        score=accuracy + bonus,
+        is_correct=accuracy == 1.0,
+        reason="" if accuracy > 0 else "wrong answer",
+        components={"format": 1.0, "accuracy": accuracy, "multi_tool": bonus},
+    )
+
+
+def exact_reward(text: str, ground_truth: str | Sequence[str]) -> Reward:
+    """1 for the whole answer (numbers by value, words without regard to case), 0 for another, -1 for none to read."""
+    answer, fault = _read(text)
+    if answer is None:
+        return Reward(score=-1.0, reason=fault, components={"format": 0.0})
+    truths = [ground_truth] if isinstance(ground_truth, str) else ground_truth
+    is_correct = any(is_same(answer, truth) for truth in truths)
+    return Reward(
+        score=float(is_correct),
+        is_correct=is_correct,
+        reason="" if is_correct else "wrong answer",
+        components={"format": 1.0, "accuracy": float(is_correct)},
+    )
+
+
+def answer_of(text: str) -> str | None:
+    """The boxed answer of a well-formed response; None otherwise."""
+    return _read(text)[0]
+
+
+def reward_tool(kind: Literal["arpo", "official", "exact"], *, timeout_s: float = 30.0) -> Tool:
+    """The invisible tool `reward(text, ground_truth, tools_run)`. Raises `ConfigError` for another kind."""
+    if kind not in ("arpo", "official", "exact"):
+        raise ConfigError(f"no reward {kind!r}: arpo, official or exact")
+
+    @tool(timeout_s=timeout_s, is_pure=True, visible=False, inline=True)
+    def reward(text: str, ground_truth: str | list[str], tools_run: tuple[str, ...] = ()) -> Reward:
+        """Score a response."""
+        if kind == "official":
+            return official_reward(text, ground_truth)
+        if kind == "exact":
+            return exact_reward(text, ground_truth)
+        return arpo_reward(text, ground_truth, calls_run=tools_run)
+
+    return reward
+
+
+def _read(text: str) -> tuple[str | None, str]:
+    """The boxed answer, or None and what is wrong with the tags."""
+    num_thoughts, is_thinking, position = 0, False, 0
+    while tag := _TAG.search(text, position):
+        closes, name = bool(tag[1]), tag[2]
+        position = tag.end()
+        if name == "think":
+            if closes != is_thinking:
+                return None, "think tags do not pair"
+            num_thoughts += closes
+            is_thinking = not closes
+        elif closes or name == "result":
+            return None, f"a stray {tag[0]}"
+        else:
+            end = text.find(f"</{name}>", position)
+            if end < 0:
+                return None, f"an open {tag[0]}"
+            content, position = text[position:end], end + len(f"</{name}>")
+            if name == "answer":
+                return _boxed_answer(content, num_thoughts=num_thoughts, is_thinking=is_thinking, rest=text[position:])
+            if opening := _OBSERVATION.match(text, position):
+                end = text.find("</result>", opening.end())
+                if end < 0:
+                    return None, "an open <result>"
+                position = end + len("</result>")
+    return None, "think tags do not pair" if is_thinking else "no answer"
+
+
+def _boxed_answer(content: str, *, num_thoughts: int, is_thinking: bool, rest: str) -> tuple[str | None, str]:
+    if is_thinking or not num_thoughts:
+        return None, "an answer before the end of thinking"
+    if _TAG.search(rest):
+        return None, "the answer is not the last block"
+    answer = last_box(content)
+    return answer, "" if answer is not None else "no readable box in the answer"

@@ -1,0 +1,145 @@
+"""Toolworld: a generated task that needs search, reading and arithmetic, and that nobody can know by heart.
+
+Every question lives in a world of its own making (`toolworld_world`), asks for a chain of two or three facts that ends
+in a year, sometimes `plus k`, and is answered by calls of the ordinary `search` and `python` tools:
+
+    what is the birth year of the mother of the boss of Bado Rimu plus 7 ?
+    search boss of Bado Rimu -> search mother of Kela Sovi -> search birth year of Tuna Fide -> python 1923 + 7
+
+All names and years come from one small vocabulary, but each name belongs to one world and each world to one split.
+"""
+
+from pathlib import Path
+from random import Random
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from engine.coins import seed_of
+from engine.config import Fraction, NonNegative, Positive, Section
+from tools.toolworld_traces import Question, Trace, drill, expert_trace, questions_of
+from tools.toolworld_world import Sentence, World, make_worlds
+
+SPLITS = ("sft", "train", "valid", "test")
+SYSTEM_PROMPT = "find the answer with search and python ."
+TOP_K = 1
+"""Pages a search returns; a crowded page holds three sentences."""
+
+
+class ToolworldConfig(Section):
+    """Sizes and difficulty of a generated task. Equal configurations give equal bytes."""
+
+    seed: int = 0
+    num_sft: NonNegative = 4000
+    """Questions with an expert trace, for the cold start."""
+    num_train: NonNegative = 800
+    num_valid: NonNegative = 100
+    num_test: NonNegative = 400
+    num_drills: NonNegative = 4000
+    """Reading exercises on facts of the sft split."""
+    questions_per_world: Annotated[int, Meta(ge=1, le=20)] = 4
+    name_words: Annotated[int, Meta(ge=2, le=3)] = 2
+    """Words in a name; with three the vocabulary is about a third as large, and each mention a token longer."""
+    three_hops: Fraction = 0.5
+    """Share of questions with three hops; the others have two."""
+    plus: Fraction = 0.33
+    """Share of questions that add a number, and so need python."""
+    crowded: Fraction = 1.0
+    """Share of facts on a page with a confusable sentence; the others stand on a page of their own."""
+    sloppy: Fraction = 0.55
+    """Probability, at each hop, that the expert copies the first sentence instead of the right one."""
+
+
+class ToolworldFiles(msgspec.Struct, frozen=True, kw_only=True):
+    """What `generate` wrote into its folder."""
+
+    corpus: str
+    """JSONL of passages for the `search` tool, to be used with `top_k` = 1."""
+    train: str
+    """Parquet in ARPO's schema, as `valid` and `test`."""
+    valid: str
+    test: str
+    sft: str
+    """JSONL of `Trace`s."""
+    drills: str
+    """JSONL of `Trace`s."""
+    words: str
+    """JSON list of every word of the task, tags included, for a tokenizer that splits at white space."""
+    num_passages: int
+    num_words: int
+    expert_success: float
+    """Share of sft traces that end in the right answer."""
+
+
+def generate(config: ToolworldConfig, out_dir: str | Path) -> ToolworldFiles:
+    """Write the task into `out_dir`, which is made if need be; files of an earlier task are overwritten.
+
+    Two seconds for the default sizes. Raises `OSError` where the folder cannot be written.
+    """
+    from tools.search import Corpus, Passage  # the door of bm25s
+    from tools.toolworld_files import write_jsonl, write_parquet, write_words  # the door of pyarrow
+
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    worlds = _worlds_by_split(config)
+    pages = [page for split in SPLITS for world in worlds[split] for page in world.pages]
+    # Shuffled, so that a page's place in the corpus says nothing about its world.
+    Random(seed_of(config.seed, "corpus")).shuffle(pages)
+    passages = [Passage(id=f"p{i}", title=page.title, text=page.text) for i, page in enumerate(pages)]
+    corpus = Corpus(passages) if passages else None
+    questions = {split: _questions(config, split, worlds[split]) for split in SPLITS}
+    traces = [
+        expert_trace(
+            question,
+            lambda query: corpus.answer(query, top_k=TOP_K, snippet_chars=10_000) if corpus else "",
+            system_prompt=SYSTEM_PROMPT,
+            sloppy=config.sloppy,
+            rng=Random(seed_of(config.seed, "trace", index)),
+        )
+        for index, question in enumerate(questions["sft"])
+    ]
+    drills = _drills(config, [fact for world in worlds["sft"] for fact in world.facts])
+    paths = {name: str(out_dir / f"{name}.parquet") for name in ("train", "valid", "test")}
+    for split, path in paths.items():
+        write_parquet(path, questions[split], split=split, system_prompt=SYSTEM_PROMPT)
+    names = {"corpus": "corpus.jsonl", "sft": "sft.jsonl", "drills": "drills.jsonl", "words": "words.json"}
+    paths |= {name: str(out_dir / file) for name, file in names.items()}
+    write_jsonl(paths["corpus"], passages)
+    write_jsonl(paths["sft"], traces)
+    write_jsonl(paths["drills"], drills)
+    texts = [p.text for p in passages] + [q.text for split in SPLITS for q in questions[split]]
+    words = write_words(paths["words"], [SYSTEM_PROMPT, *texts, *(t.text for t in (*traces, *drills))])
+    num_right = sum(trace.is_correct for trace in traces)
+    return ToolworldFiles(
+        **paths,
+        num_passages=len(passages),
+        num_words=len(words),
+        expert_success=num_right / len(traces) if traces else 0.0,
+    )
+
+
+def _worlds_by_split(config: ToolworldConfig) -> dict[str, list[World]]:
+    sizes = {"sft": config.num_sft, "train": config.num_train, "valid": config.num_valid, "test": config.num_test}
+    counts = {split: -(-size // config.questions_per_world) for split, size in sizes.items()}
+    if config.num_drills and not counts["sft"]:
+        counts["sft"] = 1
+    worlds = iter(make_worlds(sum(counts.values()), seed=config.seed, name_words=config.name_words, crowded=config.crowded))
+    return {split: [next(worlds) for _ in range(counts[split])] for split in SPLITS}
+
+
+def _questions(config: ToolworldConfig, split: str, worlds: list[World]) -> list[Question]:
+    size = {"sft": config.num_sft, "train": config.num_train, "valid": config.num_valid, "test": config.num_test}[split]
+    questions: list[Question] = []
+    for index, world in enumerate(worlds):
+        rng = Random(seed_of(config.seed, "questions", split, index))
+        count = min(config.questions_per_world, size - len(questions))
+        questions += questions_of(world, count=count, three_hops=config.three_hops, plus=config.plus, rng=rng)
+    return questions
+
+
+def _drills(config: ToolworldConfig, facts: list[Sentence]) -> list[Trace]:
+    return [
+        drill(facts, system_prompt=SYSTEM_PROMPT, rng=Random(seed_of(config.seed, "drill", index)))
+        for index in range(config.num_drills)
+    ]
