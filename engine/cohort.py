@@ -65,12 +65,22 @@ class Cohort:
         self._members[member.prompt_id] = member
         self._joined += 1
 
+    def seal(self) -> None:
+        """No further tree will join: the data ended."""
+        self._size = self._joined
+        self.advance()
+
     def leave(self, member: Member) -> None:
         """A tree is finished, or was given up."""
         self._members.pop(member.prompt_id, None)
         self._held = [p for p in self._held if p.prompt_id != member.prompt_id]
         self._granter.withdraw(member.prompt_id)
         self.advance()
+
+    @property
+    def is_over(self) -> bool:
+        """Trees have joined, and all of them have left."""
+        return self._joined > 0 and not self._members
 
     def propose(self, proposal: Proposal) -> None:
         """A path wants a fork."""

@@ -62,11 +62,10 @@ def _read_parquet(path: Path, *, columns: Sequence[str], needed: Sequence[str]) 
 
     library: Any = pyarrow.parquet
     with boundary(DataError, str(path)), library.ParquetFile(path) as file:
-        # Paths of leaves read `prompt.list.element.content`: a column is there if one of them is it or begins with it.
-        leaves = [str(file.schema.column(i).path) for i in range(len(file.schema.names))]
-        present = [name for name in columns if _is_there(name, leaves)]
-        _check_columns(path, needed=needed, leaves=[leaf.split(".list.")[0] for leaf in leaves])
-        table: Any = file.read(columns=present)
+        # A list's own path is behind `prompt.list.element.content`, the path of what it holds.
+        leaves = [str(file.schema.column(i).path).split(".list.")[0] for i in range(len(file.schema.names))]
+        _check_columns(path, needed=needed, leaves=leaves)
+        table: Any = file.read(columns=list(columns))  # those that are not there are left out
     for batch in table.to_batches(max_chunksize=1024):
         yield from batch.to_pylist()
 
@@ -86,14 +85,10 @@ def _read_jsonl(path: Path, *, needed: Sequence[str]) -> Iterator[dict[str, Any]
 
 
 def _check_columns(path: Path, *, needed: Sequence[str], leaves: Sequence[str], where: str = "") -> None:
-    missing = [name for name in needed if not _is_there(name, leaves)]
+    missing = [name for name in needed if name not in leaves]
     if missing:
         there = ", ".join(dict.fromkeys(leaves)) or "none"
         raise DataError(f"{path}: {where}no column {', '.join(missing)}; there are: {there}")
-
-
-def _is_there(name: str, leaves: Sequence[str]) -> bool:
-    return any(leaf == name or leaf.startswith(f"{name}.") for leaf in leaves)
 
 
 def _leaves(record: dict[str, Any], *, prefix: str = "") -> Iterator[str]:

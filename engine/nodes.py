@@ -107,10 +107,18 @@ class NodeStore:
         raise ValueError(f"no position {length} on a path of {position} tokens")
 
     def freeze(self) -> tuple[dict[int, int], tuple[Node, ...]]:
-        """The nodes in depth-first order, parents first, and for each index its place among them."""
+        """The nodes in depth-first order, parents first, and for each index its place among them.
+
+        Siblings come in the order of the first path through them: the form depends on no timing.
+        """
+        first_path: dict[int, int] = {}
+        for number, path in enumerate(self._paths):
+            for run in self.walk(path.tip):
+                first_path.setdefault(run.index, number)
         children: dict[int, list[int]] = {}
-        for run in self._runs[1:]:
-            children.setdefault(run.parent, []).append(run.index)
+        for index in sorted(first_path, key=lambda index: first_path[index]):
+            if index:
+                children.setdefault(self._runs[index].parent, []).append(index)
         places: dict[int, int] = {}
         nodes: list[Node] = []
         stack = [0]

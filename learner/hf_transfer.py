@@ -54,7 +54,8 @@ def export_weights(
 ) -> None:
     """Write the model as a Hugging Face folder; all ranks call it. The folder appears whole, or not at all.
 
-    config.json, and the tokenizer where asked for, come from `source`. A pipeline writes one file a stage, and an index.
+    config.json, and the tokenizer where asked for, come from `source`. A pipeline writes one file a stage, with an
+    index.
     """
     tensors = _stage_tensors(model, shape=shape, parallel=parallel, dtype=dtype)
     with _shared_staging(target, parallel) as folder:

@@ -5,6 +5,8 @@ project means to use, so they are silenced here and nowhere else.
 """
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -34,7 +36,16 @@ __all__ = [
     "get_forward_backward_func",
     "get_gpt_layer_local_spec",
     "get_megatron_optimizer",
+    "no_megatron_warnings",
     "parallel_state",
     "rng",
     "tensor_parallel",
 ]
+
+
+@contextmanager
+def no_megatron_warnings() -> Iterator[None]:
+    """Silence what Megatron says about its own defaults and its own calls, none of which are made here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"megatron\.")
+        yield

@@ -22,7 +22,7 @@ from learner.correction import needs_proximal
 from learner.forward import RowRunner
 from learner.hf_config import read_shape
 from learner.hf_transfer import export_weights, import_weights
-from learner.mcore import DistributedDataParallel, DistributedDataParallelConfig
+from learner.mcore import DistributedDataParallel, DistributedDataParallelConfig, no_megatron_warnings
 from learner.mcore_cpu import cuda_means_cpu
 from learner.model import DTYPES, build_model
 from learner.objective import RowStatistics
@@ -41,7 +41,7 @@ def _on_device(method: Callable[P, R]) -> Callable[P, R]:
     """Run a method where Megatron finds its device."""
 
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        with cuda_means_cpu():
+        with cuda_means_cpu(), no_megatron_warnings():
             return method(*args, **kwargs)
 
     wrapped.__doc__, wrapped.__name__ = method.__doc__, method.__name__
@@ -92,9 +92,9 @@ class MegatronLearner:
 
     @_on_device
     def _build(self) -> None:
+        ddp = DistributedDataParallelConfig(grad_reduce_in_fp32=self._config.dtype == "bf16")
         module = build_model(self._shape, self._config, self._parallel)
         import_weights(module, self._model_path, shape=self._shape, parallel=self._parallel)
-        ddp = DistributedDataParallelConfig(grad_reduce_in_fp32=self._config.dtype == "bf16")
         self._module = module
         self._model = DistributedDataParallel(config=module.config, ddp_config=ddp, module=module)
         self._optimizer = PolicyOptimizer(self._model, self._config)

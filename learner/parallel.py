@@ -16,6 +16,7 @@ from torch.distributed import ProcessGroup
 from engine.errors import ConfigError, LearnerError
 from learner.config import LearnerConfig
 from learner.mcore import parallel_state, tensor_parallel
+from learner.mcore_cpu import cuda_means_cpu
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,7 @@ class Parallel:
             create_gloo_process_groups=False,
             distributed_timeout_minutes=max(int(timeout_s // 60), 1),
         )
-        with torch.random.fork_rng(devices=[]):
+        with cuda_means_cpu(), torch.random.fork_rng(devices=[]):  # Megatron seeds the device's own generator
             tensor_parallel.model_parallel_cuda_manual_seed(config.seed, force_reset_rng=True)
         return cls(
             rank=rank,

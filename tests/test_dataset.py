@@ -203,6 +203,18 @@ def test_plain_questions_with_alternatives_are_read_from_named_columns(tmp_path:
     assert text(prompts[1]) == "u:1+1?|"
 
 
+def test_question_is_the_last_message_of_the_user(tmp_path: Path) -> None:
+    turns = [("user", "first?"), ("assistant", "so"), ("user", "second?"), ("assistant", "then")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    (prompt,) = read(write(tmp_path / "a.jsonl", [{**record(), "prompt": messages}])).prompts()
+    assert prompt.question == "second?"
+
+
+@pytest.mark.parametrize("answer", ["[]", "[1, 2]", "[", "", '["a", 1]', "[4,\\infty)"])
+def test_answer_that_is_no_array_of_strings_is_one_answer(answer: str) -> None:
+    assert alternatives(answer) == (answer,)
+
+
 @given(
     answers=st.lists(st.one_of(st.text(), st.sampled_from(['["a"]', "[]", "[1, 2]", '["a", "b"]', "["])), min_size=1)
 )

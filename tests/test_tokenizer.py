@@ -1,4 +1,4 @@
-"""Tokenizers: what goes in comes out, data cannot become control, templates render as transformers renders them."""
+"""Tokenizers: what goes in comes out, data cannot become control, torn folders are named."""
 
 import hashlib
 import json
@@ -10,71 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.chat_template import ChatTemplate
 from engine.errors import DataError
 from engine.tokenizer import HfTokenizer, load_tokenizer
 from engine.tokenizer_tiny import ARPO_TAGS, CONTROL_TOKENS, make_bpe_tokenizer, make_word_tokenizer
-from engine.types import ToolSpec
 
 TEXTS = ["Who wrote the book? The author wrote it in 1926.", "print(2 + 2)\nprint('four')", "née Müller, 東京"]
 WORDS = ["anna", "mother", "of", "who", "is", "?", "1987", "+", "print"]
-
-SEARCH = ToolSpec(
-    name="search",
-    description="Looks <things> up & returns pages",
-    parameters={"type": "object", "properties": {"query": {"type": "string"}}, "required": ["query"]},
-)
-
-# The shape of the templates that come with Qwen 2.5, in words of our own.
-TOOL_TEMPLATE = """
-{%- if tools %}
-    {{- '<|im_start|>system\\n' }}
-    {%- if messages[0]['role'] == 'system' %}
-        {{- messages[0]['content'] }}
-    {%- else %}
-        {{- 'Be helpful.' }}
-    {%- endif %}
-    {{- '\\n\\nFunctions, one a line:\\n<tools>' }}
-    {%- for tool in tools %}
-        {{- '\\n' }}
-        {{- tool | tojson }}
-    {%- endfor %}
-    {{- '\\n</tools><|im_end|>\\n' }}
-{%- elif messages[0]['role'] == 'system' %}
-    {{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}
-{%- endif %}
-{%- for message in messages %}
-    {%- if message.role == 'user' or (message.role == 'system' and not loop.first) %}
-        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}
-    {%- elif message.role == 'assistant' %}
-        {%- generation %}
-        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
-        {%- endgeneration %}
-    {%- elif message.role == 'tool' %}
-        {%- if loop.index0 == 0 or messages[loop.index0 - 1].role != 'tool' %}
-            {{- '<|im_start|>user' }}
-        {%- endif %}
-        {{- '\\n<tool_response>\\n' + message.content + '\\n</tool_response>' }}
-        {%- if loop.last or messages[loop.index0 + 1].role != 'tool' %}
-            {{- '<|im_end|>\\n' }}
-        {%- endif %}
-    {%- else %}
-        {%- if loop.first %}{% continue %}{% endif %}
-        {{- raise_exception('no such role: ' + message.role) }}
-    {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|im_start|>assistant\\n' }}
-{%- endif %}
-"""
-
-CONVERSATION = [
-    {"role": "system", "content": 'Answer "briefly" & well.'},
-    {"role": "user", "content": "Who wrote it? née <b>"},
-    {"role": "assistant", "content": "I look."},
-    {"role": "tool", "content": "page 1"},
-    {"role": "tool", "content": "page 2"},
-]
 
 
 @pytest.fixture(scope="module")
@@ -132,9 +73,19 @@ def test_tags_and_control_tokens_are_single_tokens(bpe: HfTokenizer, word: HfTok
         assert max(i[0] for i in ids) == tokenizer.vocab_size - 1
 
 
-def test_encode_adds_nothing_before_or_behind(bpe: HfTokenizer) -> None:
-    assert bpe.encode("") == []
-    assert bpe.encode("a") == bpe.encode("a<|im_end|>")[:-1]
+def test_encode_adds_nothing_before_or_behind(bpe: HfTokenizer, bpe_folder: Path, tmp_path: Path) -> None:
+    start = bpe.encode("<|im_start|>")[0]
+    raw = json.loads((bpe_folder / "tokenizer.json").read_text(encoding="utf-8"))
+    raw["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [start], "tokens": ["<|im_start|>"]}},
+    }
+    adding = load_tokenizer(copy_with(bpe_folder, tmp_path / "adding", tokenizer_json=raw))
+    for tokenizer in (bpe, adding):
+        assert tokenizer.encode("") == tokenizer.encode_plain("") == []
+        assert start not in tokenizer.encode("a") + tokenizer.encode_plain("a")
 
 
 LINES = st.lists(st.lists(st.sampled_from([*WORDS, *ARPO_TAGS]), max_size=5).map(" ".join), max_size=5).map("\n".join)
@@ -218,6 +169,14 @@ def test_special_token_that_text_can_spell_is_refused(bpe_folder: Path, tmp_path
         load_tokenizer(copy_with(bpe_folder, tmp_path / "x", tokenizer_json=raw))
 
 
+def test_unknown_token_may_come_out_of_plain_text(tmp_path: Path) -> None:
+    make_word_tokenizer(tmp_path / "w", words=WORDS)
+    raw = json.loads((tmp_path / "w" / "tokenizer.json").read_text(encoding="utf-8"))
+    raw["added_tokens"].insert(0, {**raw["added_tokens"][-1], "id": 0, "content": "<|unk|>"})
+    tokenizer = load_tokenizer(copy_with(tmp_path / "w", tmp_path / "unk", tokenizer_json=raw))
+    assert tokenizer.encode_plain("<|unk|> zebra") == [0, 0]
+
+
 def test_text_that_is_not_unicode_raises_a_data_error(bpe: HfTokenizer) -> None:
     with pytest.raises(DataError, match="text to encode"):
         bpe.encode("\ud800")
@@ -228,54 +187,6 @@ def test_truncation_left_in_the_file_is_ignored(bpe_folder: Path, tmp_path: Path
     raw["truncation"] = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
     cut = load_tokenizer(copy_with(bpe_folder, tmp_path / "cut", tokenizer_json=raw))
     assert len(cut.encode("0123456789")) == 10
-
-
-def test_template_renders_as_transformers_does(bpe_folder: Path, tmp_path: Path) -> None:
-    from transformers import PreTrainedTokenizerFast
-
-    folder = copy_with(bpe_folder, tmp_path / "qwen", chat_template_jinja=TOOL_TEMPLATE)
-    ours = load_tokenizer(folder)
-    theirs = PreTrainedTokenizerFast.from_pretrained(str(folder))
-    function = {"name": "search", "description": SEARCH.description, "parameters": SEARCH.parameters}
-    for messages in (CONVERSATION, CONVERSATION[1:2], CONVERSATION[:2]):
-        for specs, tools in (((SEARCH,), [{"type": "function", "function": function}]), ((), None)):
-            text = ours.apply_chat_template(messages, tools=specs)
-            assert text == theirs.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=True)
-            assert ours.encode(text) == theirs(text, add_special_tokens=False)["input_ids"]
-    text = ours.apply_chat_template(CONVERSATION, tools=(SEARCH,))
-    assert "Looks <things> up & returns" in text
-    assert text.endswith("<|im_end|>\n<|im_start|>assistant\n")
-
-
-def test_template_that_refuses_the_messages_raises_a_data_error(bpe_folder: Path, tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(copy_with(bpe_folder, tmp_path / "q", chat_template_jinja=TOOL_TEMPLATE))
-    with pytest.raises(DataError, match="no such role: judge"):
-        tokenizer.apply_chat_template([*CONVERSATION, {"role": "judge", "content": ""}])
-
-
-def test_template_cannot_leave_its_sandbox() -> None:
-    template = ChatTemplate("{{ messages.__class__.__mro__ }}", special_tokens={}, source="t")
-    with pytest.raises(DataError, match="SecurityError"):
-        template.render([])
-
-
-def test_named_templates_are_chosen_by_whether_there_are_tools(bpe_folder: Path, tmp_path: Path) -> None:
-    entries = [
-        {"name": "default", "template": "{{ eos_token }}"},
-        {"name": "tool_use", "template": "{{ tools|length }}"},
-    ]
-    config = {"eos_token": "<|im_end|>", "chat_template": entries}
-    tokenizer = load_tokenizer(copy_with(bpe_folder, tmp_path / "named", tokenizer_config_json=config))
-    assert tokenizer.apply_chat_template([]) == "<|im_end|>"
-    assert tokenizer.apply_chat_template([], tools=(SEARCH,)) == "1"
-
-
-def test_folder_without_a_template_gets_a_plain_one(bpe_folder: Path, tmp_path: Path) -> None:
-    config = {"eos_token": "<|endoftext|>"}
-    tokenizer = load_tokenizer(copy_with(bpe_folder, tmp_path / "plain", tokenizer_config_json=config))
-    messages = [{"role": "user", "content": "1 + 1?"}]
-    assert tokenizer.apply_chat_template(messages) == "user: 1 + 1?\n\nassistant:"
-    assert tokenizer.apply_chat_template(messages, tools=(SEARCH,)).startswith('tools: [{"type": "function"')
 
 
 def test_importing_the_tokenizer_loads_no_heavy_library() -> None:

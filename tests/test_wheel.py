@@ -66,15 +66,9 @@ def test_the_wheel_holds_the_four_packages_and_their_data(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert tops == set(PACKAGES)
-    shipped = {
-        name.relative_to(ROOT).as_posix()
-        for package in (*PACKAGES, "configs")
-        for suffix in ("py", "typed", "c", "toml", "html", "css", "js")
-        for name in (ROOT / package).rglob(f"*.{suffix}")
-    }
-    assert {name.removeprefix("actors/") if "/configs/" in name else name for name in names} >= shipped - {
-        "engine/py.typed"
-    }
+    files = [path for package in (*PACKAGES, "configs") for path in (ROOT / package).rglob("*") if path.is_file()]
+    shipped = {path.relative_to(ROOT).as_posix() for path in files if "__pycache__" not in path.parts}
+    assert {name.removeprefix("actors/") if "/configs/" in name else name for name in names} >= shipped
     assert "engine/py.typed" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 

@@ -1,9 +1,24 @@
-"""The world: tools, the executor in front of them, rewards, and the task that ships."""
+"""The world: tools, the executor in front of them, rewards, and the task that ships.
+
+    schema     a typed function -> a `Tool`          executor   permits, rates, deadlines, failures as results
+    python     code in a subprocess                  search     BM25 over a local corpus
+    rewards    what an answer is worth               answers    what it means for two answers to be equal
+    toolworld  a generated task                      faults     fakes, and tools that misbehave
+    config     the `tools` section
+
+Importing `tools` loads none of them; a name below loads its module when it is first used.
+"""
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_HOME = {
+if TYPE_CHECKING:
+    from tools.config import ToolsConfig, build_executor
+    from tools.executor import Executor
+    from tools.rewards import arpo_reward, exact_reward, official_reward
+    from tools.schema import Tool, tool
+
+_HOMES = {
     "Executor": "tools.executor",
     "Tool": "tools.schema",
     "ToolsConfig": "tools.config",
@@ -27,6 +42,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _HOMES:
         raise AttributeError(f"module 'tools' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    return getattr(import_module(_HOMES[name]), name)

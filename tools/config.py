@@ -12,7 +12,7 @@ from tools.rewards import reward_tool
 from tools.schema import Tool
 
 
-class SearchConfig(Section):
+class SearchConfig(Section, frozen=True):
     """A local corpus behind the `search` tool."""
 
     corpus: str
@@ -24,7 +24,7 @@ class SearchConfig(Section):
     max_concurrency: Positive = 16
 
 
-class RewardConfig(Section):
+class RewardConfig(Section, frozen=True):
     """How a trajectory is scored."""
 
     kind: Literal["arpo", "official", "exact"] = "arpo"
@@ -32,7 +32,7 @@ class RewardConfig(Section):
     the whole answer or nothing."""
 
 
-class ToolsConfig(Section):
+class ToolsConfig(Section, frozen=True):
     """The world of a run. A tool that has no section does not exist."""
 
     python: PythonConfig | None = None

@@ -90,7 +90,9 @@ def _text_spec(name: str, *, argument: str) -> ToolSpec:
     return ToolSpec(name=name, description=f"Scripted {name}.", parameters=parameters)
 
 
-def slow_tool(*, latency_s: float, timeout_s: float = 30.0, max_concurrency: int = 16, calls_per_s: float = 0.0) -> Tool:
+def slow_tool(
+    *, latency_s: float, timeout_s: float = 30.0, max_concurrency: int = 16, calls_per_s: float = 0.0
+) -> Tool:
     """`slow(query)`: repeats the query after `latency_s` seconds."""
 
     @tool(timeout_s=timeout_s, max_concurrency=max_concurrency, calls_per_s=calls_per_s, is_pure=True)
@@ -108,9 +110,7 @@ def hanging_tool(*, timeout_s: float = 30.0) -> Tool:
     @tool(timeout_s=timeout_s)
     async def hanging() -> str:
         """Wait for ever."""
-        # A timer far away rather than none: a virtual clock takes a wait without a timer for a deadlock.
-        while True:
-            await asyncio.sleep(3600.0)
+        return str(await asyncio.Event().wait())
 
     return hanging
 

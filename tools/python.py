@@ -31,7 +31,7 @@ _DRAIN_S = 1.0
 """How long the pipes may stay open behind the end of the process group: only one that left the group holds them."""
 
 
-class PythonConfig(Section):
+class PythonConfig(Section, frozen=True):
     """Limits of the `python` tool."""
 
     timeout_s: PositiveFloat = 30.0

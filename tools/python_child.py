@@ -33,7 +33,7 @@ def main() -> None:
     if isinstance(last, ast.Expr):
         value = eval(compile(ast.Expression(last.value), "<python>", "eval"), names)
         if value is not None:
-            print(value)  # noqa: T201 - the echo is what this program is for
+            sys.stdout.write(f"{value}\n")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Sequence
 from typing import Literal
 
+from engine.answers import alternatives
 from engine.errors import ConfigError
 from engine.types import Reward
 from tools.answers import answer_score, is_same, last_box
@@ -73,18 +74,23 @@ def answer_of(text: str) -> str | None:
 
 
 def reward_tool(kind: Literal["arpo", "official", "exact"], *, timeout_s: float = 30.0) -> Tool:
-    """The invisible tool `reward(text, ground_truth, tools_run)`. Raises `ConfigError` for another kind."""
+    """The invisible tool `reward(text, ground_truth, tools_run)`.
+
+    `ground_truth` is that of a `Prompt`: several answers may be a JSON list (`engine.answers`). Raises `ConfigError`
+    for another kind.
+    """
     if kind not in ("arpo", "official", "exact"):
         raise ConfigError(f"no reward {kind!r}: arpo, official or exact")
 
     @tool(timeout_s=timeout_s, is_pure=True, visible=False, inline=True)
-    def reward(text: str, ground_truth: str | list[str], tools_run: tuple[str, ...] = ()) -> Reward:
+    def reward(text: str, ground_truth: str, tools_run: tuple[str, ...] = ()) -> Reward:
         """Score a response."""
+        truths = alternatives(ground_truth)
         if kind == "official":
-            return official_reward(text, ground_truth)
+            return official_reward(text, truths)
         if kind == "exact":
-            return exact_reward(text, ground_truth)
-        return arpo_reward(text, ground_truth, calls_run=tools_run)
+            return exact_reward(text, truths)
+        return arpo_reward(text, truths, calls_run=tools_run)
 
     return reward
 

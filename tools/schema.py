@@ -5,7 +5,7 @@
         \"\"\"Forecast for a city.\"\"\"
 
 `weather` is then a `Tool`: `weather.spec.parameters` is a JSON schema, `await weather.call({"city": "Ulm",
-"days": "3"})` runs it with `days=3`, and `{"days": 9}` raises `MalformedCallError` with a text the model can learn from.
+"days": "3"})` runs it with `days=3`, and `{"days": 9}` raises `MalformedCallError` with a text for the model.
 """
 
 import asyncio

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from engine.coins import seed_of
-from engine.config import Fraction, NonNegative, Positive, Section
+from engine.config import Fraction, NonNegative, Section
 from tools.toolworld_traces import Question, Trace, drill, expert_trace, questions_of
 from tools.toolworld_world import Sentence, World, make_worlds
 
@@ -27,7 +27,7 @@ TOP_K = 1
 """Pages a search returns; a crowded page holds three sentences."""
 
 
-class ToolworldConfig(Section):
+class ToolworldConfig(Section, frozen=True):
     """Sizes and difficulty of a generated task. Equal configurations give equal bytes."""
 
     seed: int = 0
@@ -65,7 +65,7 @@ class ToolworldFiles(msgspec.Struct, frozen=True, kw_only=True):
     drills: str
     """JSONL of `Trace`s."""
     words: str
-    """JSON list of every word of the task, tags included, for a tokenizer that splits at white space."""
+    """JSON list of every word of the task but its tags, for `engine.tokenizer_tiny.make_word_tokenizer`."""
     num_passages: int
     num_words: int
     expert_success: float
@@ -75,7 +75,7 @@ class ToolworldFiles(msgspec.Struct, frozen=True, kw_only=True):
 def generate(config: ToolworldConfig, out_dir: str | Path) -> ToolworldFiles:
     """Write the task into `out_dir`, which is made if need be; files of an earlier task are overwritten.
 
-    Two seconds for the default sizes. Raises `OSError` where the folder cannot be written.
+    About six seconds for the default sizes. Raises `OSError` where the folder cannot be written.
     """
     from tools.search import Corpus, Passage  # the door of bm25s
     from tools.toolworld_files import write_jsonl, write_parquet, write_words  # the door of pyarrow
@@ -124,7 +124,8 @@ def _worlds_by_split(config: ToolworldConfig) -> dict[str, list[World]]:
     counts = {split: -(-size // config.questions_per_world) for split, size in sizes.items()}
     if config.num_drills and not counts["sft"]:
         counts["sft"] = 1
-    worlds = iter(make_worlds(sum(counts.values()), seed=config.seed, name_words=config.name_words, crowded=config.crowded))
+    count = sum(counts.values())
+    worlds = make_worlds(count, seed=config.seed, name_words=config.name_words, crowded=config.crowded)
     return {split: [next(worlds) for _ in range(counts[split])] for split in SPLITS}
 
 

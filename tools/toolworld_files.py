@@ -1,5 +1,6 @@
 """The files of a generated task: parquet in ARPO's schema, JSON lines, and the list of words."""
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from tools.search import NO_RESULTS
 from tools.toolworld_traces import MAX_PLUS, Question, messages, observation
 from tools.toolworld_world import YEARS
 
+_TAG = re.compile(r"</?\w+>")
 SCHEMA = pa.schema(
     [
         ("data_source", pa.string()),
@@ -49,10 +51,13 @@ def write_jsonl(path: str, rows: Iterable[msgspec.Struct]) -> None:
 
 
 def write_words(path: str, texts: Iterable[str]) -> list[str]:
-    """Every word of `texts` and every word the tools may say about them, sorted, as a JSON list; also returned."""
+    """Every word of `texts` and every word the tools may say about them, sorted, as a JSON list; also returned.
+
+    Tags are left out: a tokenizer knows them anyway.
+    """
     numbers = " ".join(str(n) for n in (*range(1, MAX_PLUS + 1), *range(YEARS.start, YEARS.stop + MAX_PLUS)))
-    # Present at any size: a task without sums still has the python tool.
-    tags = " ".join(f"<{name}> </{name}>" for name in ("think", "search", "python", "answer")) + " \\boxed{ } +"
-    words = {word for text in (*texts, numbers, tags, observation(NO_RESULTS)) for word in text.split()}
-    Path(path).write_bytes(msgspec.json.format(msgspec.json.encode(sorted(words)), indent=1) + b"\n")
-    return sorted(words)
+    # The last two are present at any size: a task without sums still has the python tool.
+    words = {word for text in (*texts, numbers, observation(NO_RESULTS), "+") for word in text.split()}
+    ordered = sorted(word for word in words if not _TAG.fullmatch(word))
+    Path(path).write_bytes(msgspec.json.format(msgspec.json.encode(ordered), indent=1) + b"\n")
+    return ordered

@@ -46,7 +46,10 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True):
     prompt: list[dict[str, str]]
     """Messages with `role` and `content`."""
     segments: list[Segment]
-    """What follows the header of the assistant's turn, in order; to be joined without anything in between."""
+    """What follows the header of the assistant's turn, in order, joined without anything in between.
+
+    The end of the text is not among them: whoever trains on a trace appends the tokenizer's own, as a sampled token.
+    """
     is_correct: bool = True
 
     @property

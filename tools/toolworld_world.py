@@ -76,8 +76,9 @@ def make_worlds(count: int, *, seed: int, name_words: int, crowded: float) -> It
 
 def _make_world(names: list[str], *, crowded: float, rng: Random) -> World:
     members = {"person": names[:NUM_PERSONS], "organisation": names[NUM_PERSONS:]}
-    facts = tuple(fact for kind, subjects in members.items() for s in subjects for fact in _facts_of(s, kind, members, rng))
-    pages = [page for kind, subjects in members.items() for s in subjects for page in _pages_of(s, kind, facts, crowded, rng)]
+    kinds = [(subject, kind) for kind, subjects in members.items() for subject in subjects]
+    facts = tuple(fact for subject, kind in kinds for fact in _facts_of(subject, kind, members, rng))
+    pages = [page for subject, kind in kinds for page in _pages_of(subject, kind, facts, crowded, rng)]
     return World(persons=tuple(members["person"]), facts=facts, pages=tuple(pages))
 
 

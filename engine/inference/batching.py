@@ -166,7 +166,7 @@ class Batching:
         return int(left.sum()) + min(limit - newcomer.tokens.size, _HEADROOM)
 
     def _allocate(self, count: int, *, reserve: int = 0) -> Int32 | None:
-        """`count` slots, evicting what nobody holds; None, with nothing changed, where less than `reserve` would stay."""
+        """`count` slots, evicting what nobody holds; None, with nothing changed, where `reserve` would not stay."""
         if self.pool.num_free + self.radix.num_evictable < count + reserve:
             return None
         missing = count - self.pool.num_free

@@ -12,7 +12,6 @@ One thread at a time may call it. `embedded.EmbeddedGenerator` is its asynchrono
 
 import logging
 import time
-from collections import deque
 
 import numpy as np
 import torch
@@ -30,8 +29,8 @@ from engine.interfaces import Tokenizer
 from engine.types import (
     Completion,
     FinishReason,
-    GeneratorStatistics,
     GenerateRequest,
+    GeneratorStatistics,
     Int32,
     UpdateMode,
     Version,
@@ -60,19 +59,15 @@ class EmbeddedEngine:
         self._config = config
         self._device = device
         cache = make_kv_cache(self.shape, num_slots=config.max_kv_tokens, device=device, dtype=dtype)
-        attention = make_attention(
-            self.shape, cache, num_positions=self._max_length, choice=config.attention
-        )
-        self._model = Decoder(
-            self.shape, attention, device=device, dtype=dtype, is_deterministic=config.deterministic
-        )
+        attention = make_attention(self.shape, cache, num_positions=self._max_length, choice=config.attention)
+        self._model = Decoder(self.shape, attention, device=device, dtype=dtype, is_deterministic=config.deterministic)
         self._model.load(model_path)
         self._batching = Batching(
             max_kv_tokens=config.max_kv_tokens, max_running=config.max_running, prefill_chunk=config.prefill_chunk
         )
         self._stops = StopStrings(tokenizer, vocab_size=self.shape.vocab_size)
         self._live: dict[str, ActiveRequest] = {}
-        self._updates: deque[tuple[WeightRef, UpdateMode]] = deque()
+        self._is_draining = False
         self._out: list[Completion] = []
         self.version: Version = 0
         self._counts = dict.fromkeys(("requests", "sampled", "prefilled", "cached"), 0)
@@ -88,12 +83,7 @@ class EmbeddedEngine:
     @property
     def has_work(self) -> bool:
         """Whether another `step` would do anything."""
-        return bool(self._live or self._updates or self._out)
-
-    @property
-    def is_updating(self) -> bool:
-        """Whether an update was asked for and is not applied yet."""
-        return bool(self._updates)
+        return bool(self._live or self._out)
 
     def check(self, request: GenerateRequest) -> None:
         """Raise `GeneratorError` for a request that can never run. Reads nothing that changes; any thread may call."""
@@ -133,23 +123,41 @@ class EmbeddedEngine:
         if request_id in self._live:
             self._end(self._live[request_id], reason="aborted")
 
-    def update_weights(self, ref: WeightRef, *, mode: UpdateMode) -> None:
-        """Ask for an update; the `step` after which `is_updating` is false has applied it.
+    def update_weights(self, ref: WeightRef, *, mode: UpdateMode) -> bool:
+        """Apply an update between two steps, and return True.
 
-        That is the next one, except under `drain`, where requests that run end first and no other one starts.
+        Under `drain` it returns False while requests that have started are in flight, and from then on no other one
+        starts: go on with `step` and call again. Raises `GeneratorError` where the weights cannot be read or do not
+        fit; the old ones stay then.
         """
-        self._updates.append((ref, mode))
+        self._is_draining = mode == "drain" and any(active.has_started for active in self._live.values())
+        if self._is_draining:
+            return False
+        try:
+            self._model.load(ref.path)
+        except DataError as error:
+            raise GeneratorError(f"weights of version {ref.version} refused: {error}") from error
+        batching = self._batching
+        for row in batching.rows.used.tolist():
+            if mode == "retract":
+                batching.preempt(row, keep=False)
+            else:
+                active = batching.rows.owner(row)
+                active.is_mixed = active.has_unsent_mixed = True
+        self.version = ref.version
+        if self._config.salt_by_version:
+            batching.salt = ref.version
+        logger.info("weights of version %d, %s, from %s", ref.version, mode, ref.path)
+        return True
 
     def step(self) -> list[Completion]:
         """Compute one batch: at most `prefill_chunk` prompt tokens, and one token of every request behind its prompt.
 
-        Raises `GeneratorError` where an update cannot be read (the old weights stay, the update is dropped) and where
-        logits are not finite.
+        Raises `GeneratorError` where logits are not finite.
         """
         begin = time.perf_counter()
         try:
-            self._update()
-            self._batching.admit(stop_set=self._stops.number_of, only_started=self.is_updating)
+            self._batching.admit(stop_set=self._stops.number_of, only_started=self._is_draining)
             segments = self._batching.plan()
             if segments is not None:
                 self._compute(segments)
@@ -172,28 +180,6 @@ class EmbeddedEngine:
             busy_s=self._busy_s,
         )
 
-    def _update(self) -> None:
-        batching = self._batching
-        while self._updates:
-            ref, mode = self._updates[0]
-            if mode == "drain" and any(active.has_started for active in self._live.values()):
-                return
-            self._updates.popleft()
-            try:
-                self._model.load(ref.path)
-            except DataError as error:
-                raise GeneratorError(f"weights of version {ref.version} refused: {error}") from error
-            for row in batching.rows.used.tolist():
-                if mode == "retract":
-                    batching.preempt(row, keep=False)
-                else:
-                    active = batching.rows.owner(row)
-                    active.is_mixed = active.has_unsent_mixed = True
-            self.version = ref.version
-            if self._config.salt_by_version:
-                batching.salt = ref.version
-            logger.info("weights of version %d, %s, from %s", ref.version, mode, ref.path)
-
     def _compute(self, segments: Segments) -> None:
         rows = self._batching.rows
         token_ids = rows.tokens[segments.table_rows, segments.positions]
@@ -206,8 +192,6 @@ class EmbeddedEngine:
             logit_rows=torch.from_numpy(logit_rows).to(self._device),
         )
         sampled_rows = segments.rows[is_last]
-        is_prompt = rows.computed[segments.rows] <= rows.num_prompt[segments.rows]
-        self._counts["prefilled"] += int(segments.counts[is_prompt].sum())
         if sampled_rows.size:
             positions = rows.length[sampled_rows]
             how = SamplingRows(
@@ -259,9 +243,9 @@ class EmbeddedEngine:
 
     def _send(self, active: ActiveRequest, *, reason: FinishReason = "") -> None:
         """Stream what was sampled since the last chunk."""
-        sent = active.num_prompt + active.num_sent
-        tokens, logprobs, entropies, versions = self._batching.rows.take_unsent(active)
+        tokens, (logprobs, entropies, versions) = self._batching.rows.take_unsent(active)
         self._counts["cached"] += active.num_cached
+        self._counts["prefilled"] += active.num_prefilled
         self._out.append(
             Completion(
                 request_id=active.request.request_id,

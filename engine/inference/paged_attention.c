@@ -15,6 +15,19 @@
 #define MAX_DIM 256
 #define MAX_QUERY_ROWS 32 /* (token, head) pairs that share one pass over the keys */
 
+#ifndef __has_builtin
+#define __has_builtin(x) 0
+#endif
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+
+typedef float lanes_t __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
 typedef struct {
     float *qkv;                /* [tokens, (heads + 2 kv_heads) * dim]; its query part is overwritten */
     float *out;                /* [tokens, heads * dim] */
@@ -91,50 +104,104 @@ typedef struct {
     float sum[MAX_DIM];
 } softmax_t;
 
-/* One query row against `n` keys; `keys` and `values` point at the slot row's kv head. Always the same arithmetic. */
+/* HALVES(b, x, y): in blocks of 2b lanes, the first b of x beside the first b of y, plus the same of the second b.
+ * log2(LANES) rounds of it turn LANES vectors into the vector of their sums. */
+#if LANES == 16
+#define SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
+#define HALVES_1(x, y) (SHUFFLE(x, y, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) + \
+                        SHUFFLE(x, y, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31))
+#define HALVES_2(x, y) (SHUFFLE(x, y, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) + \
+                        SHUFFLE(x, y, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31))
+#define HALVES_4(x, y) (SHUFFLE(x, y, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) + \
+                        SHUFFLE(x, y, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31))
+#define HALVES_8(x, y) (SHUFFLE(x, y, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) + \
+                        SHUFFLE(x, y, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31))
+#elif LANES == 8
+#define SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
+#define HALVES_1(x, y) (SHUFFLE(x, y, 0, 8, 2, 10, 4, 12, 6, 14) + SHUFFLE(x, y, 1, 9, 3, 11, 5, 13, 7, 15))
+#define HALVES_2(x, y) (SHUFFLE(x, y, 0, 1, 8, 9, 4, 5, 12, 13) + SHUFFLE(x, y, 2, 3, 10, 11, 6, 7, 14, 15))
+#define HALVES_4(x, y) (SHUFFLE(x, y, 0, 1, 2, 3, 8, 9, 10, 11) + SHUFFLE(x, y, 4, 5, 6, 7, 12, 13, 14, 15))
+#else
+#define SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
+#define HALVES_1(x, y) (SHUFFLE(x, y, 0, 4, 2, 6) + SHUFFLE(x, y, 1, 5, 3, 7))
+#define HALVES_2(x, y) (SHUFFLE(x, y, 0, 1, 4, 5) + SHUFFLE(x, y, 2, 3, 6, 7))
+#endif
+
+/* scores[j] = query . keys[j] for LANES keys. */
+static inline __attribute__((always_inline)) void score_lanes(const float *query, const float *const *keys,
+        float *scores, int dim) {
+#if __has_builtin(__builtin_shufflevector)
+    if (dim % LANES == 0) {
+        lanes_t part[LANES];
+#pragma GCC unroll 16
+        for (int j = 0; j < LANES; j++) {
+            lanes_t sum = *(const lanes_t *)query * *(const lanes_t *)keys[j];
+            for (int d = LANES; d < dim; d += LANES)
+                sum += *(const lanes_t *)(query + d) * *(const lanes_t *)(keys[j] + d);
+            part[j] = sum;
+        }
+#pragma GCC unroll 8
+        for (int j = 0; j < LANES / 2; j++) part[j] = HALVES_1(part[2 * j], part[2 * j + 1]);
+#pragma GCC unroll 8
+        for (int j = 0; j < LANES / 4; j++) part[j] = HALVES_2(part[2 * j], part[2 * j + 1]);
+#if LANES >= 8
+#pragma GCC unroll 8
+        for (int j = 0; j < LANES / 8; j++) part[j] = HALVES_4(part[2 * j], part[2 * j + 1]);
+#endif
+#if LANES >= 16
+        part[0] = HALVES_8(part[0], part[1]);
+#endif
+        *(lanes_t *)scores = part[0];
+        return;
+    }
+#endif
+    for (int j = 0; j < LANES; j++) {
+        float sum = 0.0f;
+        for (int d = 0; d < dim; d++) sum += query[d] * keys[j][d];
+        scores[j] = sum;
+    }
+}
+
+/* sum = sum * keep + weights[0 .. n) . values[0 .. n) */
+static inline __attribute__((always_inline)) void add_values(float *restrict sum, float keep, const float *weights,
+        const float *const *values, int n, int dim) {
+    if (dim % LANES == 0 && dim <= 8 * LANES) { /* the sums stay in registers */
+        lanes_t part[8];
+#pragma GCC unroll 8
+        for (int d = 0; d < dim / LANES; d++) part[d] = *(const lanes_t *)(sum + d * LANES) * keep;
+        for (int j = 0; j < n; j++) {
+            const float *value = values[j];
+#pragma GCC unroll 8
+            for (int d = 0; d < dim / LANES; d++) part[d] += *(const lanes_t *)(value + d * LANES) * weights[j];
+        }
+#pragma GCC unroll 8
+        for (int d = 0; d < dim / LANES; d++) *(lanes_t *)(sum + d * LANES) = part[d];
+        return;
+    }
+    for (int d = 0; d < dim; d++) sum[d] *= keep;
+    for (int j = 0; j < n; j++)
+        for (int d = 0; d < dim; d++) sum[d] += weights[j] * values[j][d];
+}
+
+/* One query row against `n` keys. `keys` and `values` point at the slots' vectors of the row's kv head, and are filled
+ * up to a multiple of LANES with any readable ones. Always the same arithmetic for the same n. */
 static inline __attribute__((always_inline)) void visit_block(const float *restrict query, const float *const *keys,
         const float *const *values, int n, softmax_t *restrict state, int dim) {
     float scores[KEY_BLOCK];
-    int j = 0;
-    for (; j + 4 <= n; j += 4) {
-        const float *k0 = keys[j], *k1 = keys[j + 1], *k2 = keys[j + 2], *k3 = keys[j + 3];
-        float s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-        for (int d = 0; d < dim; d++) {
-            s0 += query[d] * k0[d];
-            s1 += query[d] * k1[d];
-            s2 += query[d] * k2[d];
-            s3 += query[d] * k3[d];
-        }
-        scores[j] = s0, scores[j + 1] = s1, scores[j + 2] = s2, scores[j + 3] = s3;
-    }
-    for (; j < n; j++) {
-        const float *k0 = keys[j];
-        float s0 = 0;
-        for (int d = 0; d < dim; d++) s0 += query[d] * k0[d];
-        scores[j] = s0;
-    }
-    for (; j < KEY_BLOCK; j++) scores[j] = -1e30f;
+    int full = (n + LANES - 1) / LANES * LANES;
+    for (int j = 0; j < full; j += LANES) score_lanes(query, keys + j, scores + j, dim);
+    for (int j = n; j < full; j++) scores[j] = -1e30f;
     float top = state->top;
-    for (j = 0; j < KEY_BLOCK; j++) top = scores[j] > top ? scores[j] : top;
+    for (int j = 0; j < full; j++) top = scores[j] > top ? scores[j] : top;
     float keep = exp_nonpositive(state->top - top), total = 0.0f;
-    for (j = 0; j < KEY_BLOCK; j++) {
+    for (int j = 0; j < full; j++) {
         scores[j] = j < n ? exp_nonpositive(scores[j] - top) : 0.0f;
         total += scores[j];
     }
     state->top = top;
     state->total = state->total * keep + total;
     float *restrict sum = state->sum;
-    for (int d = 0; d < dim; d++) sum[d] *= keep;
-    for (j = 0; j + 4 <= n; j += 4) {
-        const float *v0 = values[j], *v1 = values[j + 1], *v2 = values[j + 2], *v3 = values[j + 3];
-        float p0 = scores[j], p1 = scores[j + 1], p2 = scores[j + 2], p3 = scores[j + 3];
-        for (int d = 0; d < dim; d++) sum[d] += (p0 * v0[d] + p1 * v1[d]) + (p2 * v2[d] + p3 * v3[d]);
-    }
-    for (; j < n; j++) {
-        const float *v0 = values[j];
-        float p0 = scores[j];
-        for (int d = 0; d < dim; d++) sum[d] += p0 * v0[d];
-    }
+    add_values(sum, keep, scores, values, n, dim);
 }
 
 /* `num_tokens` tokens of one segment, heads `first_head` .. `first_head + num_heads` that share kv head `kv_head`. */
@@ -155,6 +222,7 @@ static inline __attribute__((always_inline)) void attend_rows(const step_t *s, c
             keys[j] = s->keys + slots[begin + j] * row + kv_head * dim;
             values[j] = s->values + slots[begin + j] * row + kv_head * dim;
         }
+        for (int j = block; j < KEY_BLOCK; j++) keys[j] = keys[block - 1], values[j] = values[block - 1];
         for (int t = 0; t < num_tokens; t++) {
             int64_t visible = position + t + 1 - begin;
             if (visible <= 0) continue;

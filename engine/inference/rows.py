@@ -10,6 +10,10 @@ from engine.types import Float32, GenerateRequest, Int32
 
 _GROWTH = 256
 
+Unsent = tuple[Float32, Float32, Int32]
+"""Log-probabilities, entropies and versions of sampled tokens that were not streamed yet."""
+_NOTHING: Unsent = (np.empty(0, np.float32), np.empty(0, np.float32), np.empty(0, np.int32))
+
 
 class ActiveRequest:
     """One request between its submission and its last chunk, on a row while it runs."""
@@ -19,8 +23,8 @@ class ActiveRequest:
         self.arrival = arrival
         self.tokens: Int32 = request.token_ids
         """Prompt and sampled tokens; up to date only while the request is on no row."""
-        self.unsent: tuple[Float32, Float32, Int32] | None = None
-        """Log-probabilities, entropies and versions of sampled, unsent tokens while the request is on no row."""
+        self.unsent = _NOTHING
+        """Up to date only while the request is on no row."""
         self.num_sent = 0
         """Sampled tokens that were streamed."""
         self.row = -1
@@ -95,14 +99,12 @@ class Rows:
         active.row = row
         self.owners[row] = active
         self.tokens[row, :size] = active.tokens
-        if active.unsent is not None:
-            sent = active.num_prompt + active.num_sent
-            self.logprobs[row, sent:size], self.entropies[row, sent:size], self.versions[row, sent:size] = active.unsent
-            active.unsent = None
+        sent = active.num_prompt + active.num_sent
+        self.logprobs[row, sent:size], self.entropies[row, sent:size], self.versions[row, sent:size] = active.unsent
         self.length[row] = size
         self.computed[row] = self.allocated[row] = 0
         self.limit[row] = limit
-        self.send_at[row] = active.num_prompt + active.num_sent + active.request.stream_interval
+        self.send_at[row] = sent + active.request.stream_interval
         self.temperatures[row] = sampling.temperature
         self.top_ps[row] = sampling.top_p
         self.top_ks[row] = sampling.top_k
@@ -116,14 +118,29 @@ class Rows:
     def remove(self, row: int) -> None:
         """Free a row; the request keeps its tokens and what was not streamed yet, and may be placed again."""
         active = self.owner(row)
-        size, sent = int(self.length[row]), active.num_prompt + active.num_sent
-        active.tokens = self.tokens[row, :size].copy()
-        arrays = (self.logprobs, self.entropies, self.versions)
-        active.unsent = tuple(array[row, sent:size].copy() for array in arrays)  # pyright: ignore
+        active.tokens = self.tokens[row, : self.length[row]].copy()
+        active.unsent = self._unsent(active)
         active.row = -1
         self.owners[row] = None
         self._free.append(row)
         self._order()
+
+    def take_unsent(self, active: ActiveRequest) -> tuple[Int32, Unsent]:
+        """Token ids of what was sampled and not streamed yet, and what is known of each; it is streamed now."""
+        sent = active.num_prompt + active.num_sent
+        if active.row < 0:
+            tokens, unsent = active.tokens[sent:], active.unsent
+            active.unsent = _NOTHING
+        else:
+            tokens, unsent = self.tokens[active.row, sent : self.length[active.row]].copy(), self._unsent(active)
+            self.send_at[active.row] = self.length[active.row] + active.request.stream_interval
+        active.num_sent += tokens.size
+        return tokens, unsent
+
+    def _unsent(self, active: ActiveRequest) -> Unsent:
+        row = active.row
+        new = slice(active.num_prompt + active.num_sent, int(self.length[row]))
+        return self.logprobs[row, new].copy(), self.entropies[row, new].copy(), self.versions[row, new].copy()
 
     def _order(self) -> None:
         owners = sorted((owner for owner in self.owners if owner is not None), key=lambda owner: owner.arrival)

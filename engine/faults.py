@@ -1,0 +1,114 @@
+"""Fault seams: a trainer that learns nothing, and a generator wrapper that stalls or fails on command.
+
+Shipped, as `inference.scripted` and `tools.faults` are, so that users test their own loops as we test ours.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+
+from engine.errors import GeneratorError, LearnerError
+from engine.interfaces import Generator
+from engine.types import (
+    Batch,
+    Completion,
+    GenerateRequest,
+    GeneratorStatistics,
+    StepReport,
+    UpdateMode,
+    Version,
+    WeightRef,
+)
+
+
+class ScriptedTrainer:
+    """The fake of the `Trainer` seam: takes its time, counts versions, remembers its batches; may fail or stall."""
+
+    def __init__(
+        self, *, step_s: float = 0.0, publish_s: float = 0.0, fails_at: int | None = None, stalls_at: int | None = None
+    ) -> None:
+        """`fails_at` raises `LearnerError` at that step; `stalls_at` never answers it."""
+        self._step_s = step_s
+        self._publish_s = publish_s
+        self._fails_at = fails_at
+        self._stalls_at = stalls_at
+        self.version: Version = 0
+        self.batches: list[Batch] = []
+        self.saved: dict[str, Version] = {}
+
+    async def step(self, batch: Batch) -> StepReport:
+        await asyncio.sleep(self._step_s)
+        if batch.step == self._fails_at:
+            raise LearnerError(f"step {batch.step}: scripted failure")
+        if batch.step == self._stalls_at:
+            await asyncio.Event().wait()
+        self.batches.append(batch)
+        self.version += 1
+        return StepReport(
+            step=batch.step,
+            version=self.version,
+            loss=0.0,
+            grad_norm=0.0,
+            learning_rate=0.0,
+            num_trained_tokens=0,
+            num_computed_tokens=0,
+            entropy=0.0,
+            kl_rollout=0.0,
+            ratio_max=1.0,
+            clip_fraction=0.0,
+            duration_s=self._step_s,
+        )
+
+    async def publish(self) -> WeightRef:
+        await asyncio.sleep(self._publish_s)
+        return WeightRef(version=self.version, path="")
+
+    async def save(self, path: str) -> None:
+        self.saved[path] = self.version
+
+    async def load(self, path: str) -> Version:
+        if path not in self.saved:
+            raise LearnerError(f"{path}: no such checkpoint")
+        self.version = self.saved[path]
+        return self.version
+
+
+class FaultyGenerator:
+    """A generator whose requests fail or stall when `plan` says so: `fail`, `stall`, or `` for neither."""
+
+    def __init__(self, inner: Generator, plan: Callable[[GenerateRequest], str]) -> None:
+        self._inner = inner
+        self._plan = plan
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Completion, None]:
+        match self._plan(request):
+            case "fail":
+                raise GeneratorError(f"scripted failure of {request.request_id}")
+            case "stall":
+                await asyncio.Event().wait()
+            case _:
+                async for chunk in self._inner.generate(request):
+                    yield chunk
+
+    async def abort(self, request_id: str) -> None:
+        await self._inner.abort(request_id)
+
+    async def update_weights(self, ref: WeightRef, *, mode: UpdateMode) -> None:
+        await self._inner.update_weights(ref, mode=mode)
+
+    async def statistics(self) -> GeneratorStatistics:
+        return await self._inner.statistics()
+
+
+def total(statistics: Sequence[GeneratorStatistics]) -> GeneratorStatistics:
+    """The counters of several generators as one; the version is the oldest."""
+    return GeneratorStatistics(
+        version=min(s.version for s in statistics),
+        num_requests=sum(s.num_requests for s in statistics),
+        num_running=sum(s.num_running for s in statistics),
+        num_waiting=sum(s.num_waiting for s in statistics),
+        num_sampled_tokens=sum(s.num_sampled_tokens for s in statistics),
+        num_prefilled_tokens=sum(s.num_prefilled_tokens for s in statistics),
+        num_cached_tokens=sum(s.num_cached_tokens for s in statistics),
+        num_evicted_tokens=sum(s.num_evicted_tokens for s in statistics),
+        busy_s=sum(s.busy_s for s in statistics),
+    )

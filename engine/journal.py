@@ -1,0 +1,98 @@
+"""The journal: every event of a run on disk, in the order in which it happened.
+
+A folder of segments, one for each process that worked on the run; a segment is a sequence of records
+`length (u32) | crc32 of the payload (u32) | payload (msgpack of one event)`, little endian. A record torn by a crash at
+the end of a segment is dropped with a warning; damage anywhere else is a `JournalError`.
+"""
+
+import logging
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from engine import codec
+from engine.errors import JournalError
+from engine.events import AnyEvent
+
+logger = logging.getLogger(__name__)
+
+_HEADER = struct.Struct("<II")
+_DECODER: codec.Decoder[AnyEvent] = codec.Decoder(AnyEvent)
+
+
+class Journal:
+    """Appends events to a fresh segment; one writer a run. Use as a context manager, or `close`."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        number = max((int(path.stem) for path in segments(folder)), default=0) + 1
+        # Unbuffered: after `append` an event survives this process, though not the machine; `sync` is for the latter.
+        self._file = open(folder / f"{number:06d}.log", "xb", buffering=0)  # noqa: SIM115 - closed by `close`
+
+    def append(self, event: AnyEvent) -> None:
+        """Write one event. Raises `JournalError` when the disk refuses it."""
+        payload = codec.encode(event)
+        record = _HEADER.pack(len(payload), zlib.crc32(payload)) + payload
+        try:
+            written = self._file.write(record)
+        except OSError as error:
+            raise JournalError(f"{self._file.name}: {error}") from error
+        if written != len(record):
+            raise JournalError(f"{self._file.name}: wrote {written} of {len(record)} bytes")
+
+    def sync(self) -> None:
+        """Return when everything appended would survive a loss of power."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Make everything durable; `append` is an error afterwards."""
+        if not self._file.closed:
+            self.sync()
+            self._file.close()
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def segments(folder: Path) -> list[Path]:
+    """The segments of a journal, oldest first."""
+    return sorted(path for path in folder.glob("*.log") if path.stem.isdigit())
+
+
+def read(folder: Path) -> Iterator[AnyEvent]:
+    """All events of a journal, oldest first; nothing for a folder that is not there."""
+    for path in segments(folder):
+        yield from _read_segment(path)
+
+
+def _read_segment(path: Path) -> Iterator[AnyEvent]:
+    data = memoryview(path.read_bytes())
+    position = 0
+    while position < len(data):
+        body = position + _HEADER.size
+        if body > len(data):
+            return _warn_torn(path, position)
+        length, checksum = _HEADER.unpack_from(data, position)
+        payload = data[body : body + length]
+        if len(payload) < length:
+            return _warn_torn(path, position)
+        if zlib.crc32(payload) != checksum:
+            if body + length == len(data):
+                return _warn_torn(path, position)
+            raise JournalError(f"{path}: the record at byte {position} is damaged, and others follow it")
+        try:
+            yield _DECODER.decode(payload)
+        except msgspec.DecodeError as error:
+            raise JournalError(f"{path}: the record at byte {position} is not an event: {error}") from error
+        position = body + length
+
+
+def _warn_torn(path: Path, position: int) -> None:
+    logger.warning("%s: the last record, at byte %d, was torn by a crash and is dropped", path, position)

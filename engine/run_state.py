@@ -1,0 +1,103 @@
+"""RunState: what a run has come to, folded from its events; what a resumed run starts from."""
+
+from dataclasses import dataclass, field
+
+from engine.errors import JournalError
+from engine.events import (
+    AnyEvent,
+    BatchTaken,
+    Checkpointed,
+    Evaluated,
+    GroupFinished,
+    GroupRefused,
+    PromptAdmitted,
+    RunFinished,
+    RunStarted,
+    StepFinished,
+    WeightsPublished,
+)
+from engine.tree import TreeBuilder
+from engine.types import StepReport, TrajectoryGroup, Version
+
+
+@dataclass
+class RunState:
+    """A fold over events: `for event in journal.read(folder): state.apply(event)`."""
+
+    num_starts: int = 0
+    num_admitted: int = 0
+    """Prompts admitted so far: the position in the data set."""
+    num_refused: int = 0
+    num_trained: int = 0
+    """Groups handed to the learner."""
+    step: int = 0
+    """Last step whose batch was composed."""
+    version: Version = 0
+    """Last version that every generator had."""
+    admissions: dict[str, PromptAdmitted] = field(default_factory=dict[str, PromptAdmitted])
+    """Of prompts that hold a slot: not refused, and not yet released."""
+    refused: dict[str, PromptAdmitted] = field(default_factory=dict[str, PromptAdmitted])
+    """Of refused prompts whose cohort is not trained: batches by cohort need to know them."""
+    trees: dict[str, TreeBuilder] = field(default_factory=dict[str, TreeBuilder])
+    """Trees that still grow, partial branches and results included."""
+    groups: dict[str, TrajectoryGroup] = field(default_factory=dict[str, TrajectoryGroup])
+    """Finished groups that no batch has taken."""
+    batches: dict[int, tuple[TrajectoryGroup, ...]] = field(default_factory=dict[int, tuple[TrajectoryGroup, ...]])
+    """Batches since the last checkpoint, by step: what a resumed learner is given again."""
+    reports: dict[int, StepReport] = field(default_factory=dict[int, StepReport])
+    checkpoint: Checkpointed | None = None
+    best: Evaluated | None = None
+    """The evaluation with the highest success."""
+    is_finished: bool = False
+    last_t: float = 0.0
+
+    def apply(self, event: AnyEvent) -> None:
+        """Take the next event. Raises `JournalError` for one that cannot follow what came before."""
+        self.last_t = max(self.last_t, event.t)
+        match event:
+            case RunStarted():
+                self.num_starts += 1
+            case PromptAdmitted():
+                self.num_admitted += 1
+                self.admissions[event.prompt_id] = event
+                self.trees[event.prompt_id] = TreeBuilder(event.prompt)
+            case GroupFinished():
+                self.groups[event.prompt_id] = self._tree(event.prompt_id).group()
+                del self.trees[event.prompt_id]
+            case GroupRefused():
+                self.num_refused += 1
+                self.groups.pop(event.prompt_id, None)
+                self.trees.pop(event.prompt_id, None)
+                self.refused[event.prompt_id] = self.admissions.pop(event.prompt_id)
+            case BatchTaken():
+                self._take(event)
+            case StepFinished():
+                self.reports[event.report.step] = event.report
+            case WeightsPublished():
+                self.version = event.version
+                for prompt_id in event.prompt_ids:
+                    self.admissions.pop(prompt_id, None)
+            case Checkpointed():
+                self.checkpoint = event
+                self.batches = {step: batch for step, batch in self.batches.items() if step > event.step}
+            case Evaluated():
+                if self.best is None or event.metrics.get("success", 0.0) > self.best.metrics.get("success", 0.0):
+                    self.best = event
+            case RunFinished():
+                self.is_finished = True
+            case _:
+                self._tree(event.prompt_id).apply(event)
+
+    def _take(self, event: BatchTaken) -> None:
+        if missing := [name for name in event.prompt_ids if name not in self.groups]:
+            raise JournalError(f"step {event.step} takes {missing[0]}, which is not a finished group")
+        self.step = event.step
+        # Step n trains cohort n - 1 where batches go by cohort; elsewhere nobody asks.
+        self.refused = {name: admitted for name, admitted in self.refused.items() if admitted.cohort >= event.step}
+        self.num_trained += len(event.prompt_ids)
+        self.batches[event.step] = tuple(self.groups.pop(name) for name in event.prompt_ids)
+
+    def _tree(self, prompt_id: str) -> TreeBuilder:
+        if prompt_id not in self.trees:
+            raise JournalError(f"an event of {prompt_id}, which is not growing")
+        return self.trees[prompt_id]
