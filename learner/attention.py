@@ -67,12 +67,8 @@ class PackedLayout:
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: float | None) -> Tensor:
     """Causal attention of one sequence: [T, H, D], [T, K, D], [T, K, D] -> [T, H, D]."""
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key = key.repeat_interleave(groups, dim=1)
-        value = value.repeat_interleave(groups, dim=1)
     heads_first = (t.transpose(0, 1).unsqueeze(0) for t in (query, key, value))
-    out = functional.scaled_dot_product_attention(*heads_first, is_causal=True, scale=scale)
+    out = functional.scaled_dot_product_attention(*heads_first, is_causal=True, scale=scale, enable_gqa=True)
     return out.squeeze(0).transpose(0, 1)
 
 

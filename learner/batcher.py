@@ -35,6 +35,19 @@ class FlatSequence:
     def num_trained(self) -> int:
         return int(self.is_trained.sum())
 
+    @classmethod
+    def scored(cls, token_ids: Int32) -> "FlatSequence":
+        """A sequence of which every token but the first is to be scored, and nothing else is known."""
+        length = len(token_ids)
+        zeros = np.zeros(length, np.float32)
+        return cls(
+            token_ids=np.asarray(token_ids, dtype=np.int32),
+            is_trained=np.arange(length) > 0,
+            behaviour=zeros,
+            versions=np.zeros(length, np.int32),
+            advantages=zeros,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:

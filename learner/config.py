@@ -132,3 +132,8 @@ class LearnerConfig(Section):
     def world_size(self) -> int:
         """Processes this layout takes."""
         return self.tensor_parallel * self.pipeline_parallel * self.data_parallel
+
+    @property
+    def is_supervised(self) -> bool:
+        """Whether the loss needs no behaviour policy, and so no correction."""
+        return isinstance(self.loss, Nll)

@@ -48,4 +48,6 @@ def no_megatron_warnings() -> Iterator[None]:
     """Silence what Megatron says about its own defaults and its own calls, none of which are made here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"megatron\.")
+        # raised in torch's own name for collectives that Megatron calls by their former names
+        warnings.filterwarnings("ignore", message=r".torch\.distributed\..* is deprecated", category=FutureWarning)
         yield

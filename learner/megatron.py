@@ -109,8 +109,9 @@ class MegatronLearner:
     def step(self, batch: Batch) -> StepReport:
         """Train on one batch: `num_minibatches` updates, then the version is one higher.
 
-        The report's loss, norm and fractions are means over the updates. Raises `LearnerError`, naming the step, for a
-        batch it cannot train on and where the loss or the gradient is not finite; then nothing was applied.
+        The report's loss and norm are means over the updates, its other figures means over all trained tokens. Several
+        updates keep a copy of the state until the last one, to be able to undo. Raises `LearnerError`, naming the step,
+        for a batch it cannot train on and where the loss or the gradient is not finite; then nothing was applied.
         """
         started_s = time.monotonic()
         sequences = flatten(batch)
@@ -120,7 +121,7 @@ class MegatronLearner:
             raise LearnerError(f"step {batch.step}: the batch holds no trained token")
         rate = learning_rate(self._config.schedule, lr=self._config.lr, step=self._num_steps)
         proximal = self._proximal(minibatches)
-        undo = self._state() if len(minibatches) > 1 else None
+        undo = copy.deepcopy(self._state()) if len(minibatches) > 1 else None
         totals, norms = RowStatistics.nothing(self._parallel.device), []
         losses: list[float] = []
         for rows, before in zip(minibatches, proximal, strict=True):
@@ -162,7 +163,8 @@ class MegatronLearner:
 
     def _proximal(self, minibatches: list[list[Row]]) -> list[list[Tensor] | None]:
         """Log-probabilities before the step, where later updates need them; the first update reads its own."""
-        if len(minibatches) == 1 or not needs_proximal(self._config.correction):
+        is_needed = needs_proximal(self._config.correction) and not self._config.is_supervised
+        if len(minibatches) == 1 or not is_needed:
             return [None] * len(minibatches)
         temperature = self._config.temperature
         return [self._runner.logprobs(rows, temperature=temperature) for rows in minibatches]
@@ -191,7 +193,7 @@ class MegatronLearner:
         Computed by every replica for itself; equal on all ranks.
         """
         self._check_tokens(sequences)
-        flat = [_scored_everywhere(ids) for ids in sequences]
+        flat = [FlatSequence.scored(ids) for ids in sequences]
         rows = pack(flat, budget=self._config.micro_batch_tokens)
         scored = self._runner.logprobs(rows, temperature=temperature)
         results = [np.zeros(len(ids), np.float32) for ids in sequences]
@@ -269,9 +271,9 @@ class MegatronLearner:
         )
 
     def _state(self) -> dict[str, Any]:
-        """A copy of this rank's parameters and optimiser."""
-        parameters = {name: p.detach().clone() for name, p in self._module.named_parameters()}
-        return {"parameters": parameters, "optimizer": copy.deepcopy(self._optimizer.state_dict())}
+        """This rank's parameters and optimiser: the living tensors, not copies."""
+        parameters = {name: p.detach() for name, p in self._module.named_parameters()}
+        return {"parameters": parameters, "optimizer": self._optimizer.state_dict()}
 
     @torch.no_grad()
     def _restore(self, state: dict[str, Any]) -> None:
@@ -290,15 +292,3 @@ class MegatronLearner:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _scored_everywhere(token_ids: Int32) -> FlatSequence:
-    length = len(token_ids)
-    zeros = np.zeros(length, np.float32)
-    return FlatSequence(
-        token_ids=np.asarray(token_ids, dtype=np.int32),
-        is_trained=np.arange(length) > 0,
-        behaviour=zeros,
-        versions=np.zeros(length, np.int32),
-        advantages=zeros,
-    )

@@ -23,6 +23,7 @@ from learner.mcore import (
     tensor_parallel,
 )
 from learner.parallel import Parallel
+from learner.weights import stage_mappings
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "float64": torch.float64}
 
@@ -139,4 +140,21 @@ def build_model(shape: ModelShape, config: LearnerConfig, parallel: Parallel) ->
         position_embedding_type="rope",
     )
     model.rotary_pos_emb = RotaryPositions(shape)
-    return model.to(parallel.device)
+    if model.post_process:
+        model.output_layer.sequence_parallel = False  # `_postprocess` gathers the sequence before it selects from it
+    model.to(parallel.device)
+    _mark_shards(model, shape, parallel)
+    return model
+
+
+def _mark_shards(model: PolicyModel, shape: ModelShape, parallel: Parallel) -> None:
+    """Say which parameters differ between tensor-parallel ranks: the gradient's norm counts all shards of those, and
+    one copy of the others. Megatron's own initialisation would say so; it is left out."""
+    for mapping in stage_mappings(shape, stage=parallel.pp_rank, num_stages=parallel.pp_size):
+        parameter = model.get_parameter(mapping.parameter)
+        for name in ("tensor_model_parallel", "partition_dim", "partition_stride"):
+            if hasattr(parameter, name):
+                delattr(parameter, name)
+        tensor_parallel.set_tensor_model_parallel_attributes(
+            parameter, is_parallel=mapping.rule != "whole", dim=1 if mapping.rule == "columns" else 0, stride=1
+        )

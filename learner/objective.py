@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from learner.batcher import Row
-from learner.config import LearnerConfig, Nll
+from learner.config import LearnerConfig, NoCorrection
 from learner.correction import clamp_log_ratio, correct
 from learner.loss import token_loss
 
@@ -40,28 +40,29 @@ def row_objective(
 ) -> tuple[Tensor, RowStatistics]:
     """sum over the row's trained tokens of weight * correction * loss; weights hold the mini-batch's denominator.
 
-    `proximal_N` unset: the row has not been trained on in this step, so the proximal policy is the present one. A loss
-    that needs no behaviour policy (`nll`) reports a k3 of 0 and a ratio of 1.
+    `proximal_N` unset: the proximal policy is taken to be the present one, which it is in the first update of a step.
+    Train against behaviour (k3, ratio) is measured with the proximal policy. A supervised loss has no behaviour policy:
+    it is not corrected, and reports a k3 of 0 and a ratio of 1.
     """
 
     def tensor(values: NDArray[Any]) -> Tensor:
         return torch.from_numpy(values).to(logprobs_N)
 
     behaviour_N = tensor(row.behaviour)
-    is_supervised = isinstance(config.loss, Nll)
-    if is_supervised:
-        behaviour_N = logprobs_N.detach()
-    corrected = correct(config.correction, logprobs_N=logprobs_N, behaviour_N=behaviour_N, proximal_N=proximal_N)
-    correction_N = torch.ones_like(behaviour_N) if is_supervised else corrected.weights
+    correction = config.correction
+    if config.is_supervised:
+        behaviour_N, correction = logprobs_N.detach(), NoCorrection()
+    corrected = correct(correction, logprobs_N=logprobs_N, behaviour_N=behaviour_N, proximal_N=proximal_N)
     losses = token_loss(
         config.loss,
         logprobs_N=logprobs_N,
         log_ratio_N=corrected.log_ratio,
         advantages_N=tensor(row.advantages),
     )
-    loss = (tensor(row.weights) * correction_N * losses.loss).sum()
+    loss = (tensor(row.weights) * corrected.weights * losses.loss).sum()
     with torch.no_grad():
-        log_rho_N = clamp_log_ratio(logprobs_N - behaviour_N).double()
+        before_N = logprobs_N if proximal_N is None else proximal_N
+        log_rho_N = clamp_log_ratio(before_N - behaviour_N).double()
         k3_N = log_rho_N.exp() - 1 - log_rho_N
         sums = (loss.double(), entropies_N.double().sum(), k3_N.sum(), losses.is_clipped.double().sum())
         count = loss.new_tensor(len(row.targets), dtype=torch.float64)

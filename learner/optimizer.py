@@ -69,10 +69,6 @@ class PolicyOptimizer:
         params = [p for inner in self._optimizer.chained_optimizers for p in inner.get_parameters()]
         return [p.grad for p in params if p.grad is not None]
 
-    def reload_masters(self) -> None:
-        """Take the model's parameters for the truth, after they were changed from outside."""
-        self._optimizer.reload_model_params()
-
     def state_dict(self) -> dict[str, Any]:
         return self._optimizer.state_dict()
 

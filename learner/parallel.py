@@ -68,6 +68,14 @@ class Parallel:
             timeout=timedelta(seconds=timeout_s),
             **({"store": dist.HashStore()} if world_size == 1 else {"init_method": init_method}),
         )
+        try:
+            return cls._join(config, rank=rank, device=device, timeout_s=timeout_s)
+        except BaseException:
+            _leave()
+            raise
+
+    @classmethod
+    def _join(cls, config: LearnerConfig, *, rank: int, device: torch.device, timeout_s: float) -> "Parallel":
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=config.tensor_parallel,
             pipeline_model_parallel_size=config.pipeline_parallel,
@@ -78,7 +86,7 @@ class Parallel:
             tensor_parallel.model_parallel_cuda_manual_seed(config.seed, force_reset_rng=True)
         return cls(
             rank=rank,
-            world_size=world_size,
+            world_size=config.world_size,
             device=device,
             tp_rank=parallel_state.get_tensor_model_parallel_rank(),
             pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
@@ -91,8 +99,7 @@ class Parallel:
 
     def stop(self) -> None:
         """Take down every group."""
-        parallel_state.destroy_model_parallel()
-        dist.destroy_process_group()
+        _leave()
 
     @property
     def is_first_stage(self) -> bool:
@@ -133,3 +140,8 @@ class Parallel:
         if self.world_size > 1:
             dist.all_reduce(values, op=dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM)
         return values
+
+
+def _leave() -> None:
+    parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()

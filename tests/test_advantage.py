@@ -1,5 +1,6 @@
 """Credit for each token, against references of a few lines on random trees."""
 
+import subprocess
 import sys
 
 import numpy as np
@@ -139,9 +140,7 @@ def test_a_failed_trajectory_neither_gets_credit_nor_moves_the_mean() -> None:
     np.testing.assert_array_equal(np.stack(with_failed.advantages[:2]), np.stack(without.advantages))
 
 
-def test_estimating_needs_no_torch(tmp_path_factory: pytest.TempPathFactory) -> None:
-    import subprocess
-
+def test_estimating_needs_no_torch() -> None:
     code = (
         "import sys, learner, learner.config, learner.advantage, learner.batcher, learner.sft, learner.hf_config;"
         "sys.exit(any(m in sys.modules for m in ('torch', 'megatron', 'safetensors')))"

@@ -218,8 +218,15 @@ def test_arpo_reward_compares_what_answers_mean(said: str, truth: str, score: fl
 
 @pytest.mark.parametrize(
     ("said", "truth", "score"),
-    [(" 1984 ", "1984", 1.0), ("1984.0", "1984", 1.0), ("1985", "1984", 0.0), ("Red  car", "red car", 1.0)]
-    + [("red car", "car", 0.0), ("the car", "car", 0.0), ("1984 AD", "1984", 0.0)],
+    [
+        (" 1984 ", "1984", 1.0),
+        ("1984.0", "1984", 1.0),
+        ("1985", "1984", 0.0),
+        ("1984 AD", "1984", 0.0),
+        ("Red  car", "red car", 1.0),
+        ("red car", "car", 0.0),
+        ("the car", "car", 0.0),
+    ],
 )
 def test_exact_reward_is_all_or_nothing(said: str, truth: str, score: float) -> None:
     assert exact_reward(answer(said), truth).score == score
@@ -257,8 +264,10 @@ def test_a_score_is_a_share_and_an_answer_agrees_with_itself(said: str, truth: s
     assert answer_score(truth, truth) == 1.0
 
 
-@given(st.text(alphabet=["<think>", "</think>", "<search>", "</search>", "<result>", "</result>", "<answer>"]
-                       + ["</answer>", "\\boxed{", "}", " ", "5"]))  # fmt: skip
+PIECES = ["<think>", "</think>", "<search>", "</search>", "<result>", "</result>", "<answer>", "</answer>"]
+
+
+@given(st.lists(st.sampled_from([*PIECES, "\\boxed{", "\\boxed ", "}", "5"])).map("".join))
 def test_any_text_has_one_of_the_three_kinds_of_score(text: str) -> None:
     for result in (official_reward(text, "5"), arpo_reward(text, "5", calls_run=("search", "python"))):
         assert result.score == -1.0 or 0.0 <= result.score <= 1.1

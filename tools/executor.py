@@ -74,7 +74,8 @@ class _Lane:
             # The throttler reads the wall clock, so it is not even imported unless a rate is asked for.
             from asyncio_throttle import Throttler
 
-            burst = max(1, int(tool.calls_per_s))
+            # Windows of about a tenth of a second: over a whole one, a rate of 100 would come in bursts of 100.
+            burst = max(1, round(tool.calls_per_s / 10))
             self.throttle = Throttler(rate_limit=burst, period=burst / tool.calls_per_s)
         self.counts = ToolStatistics()
 

@@ -18,6 +18,7 @@ from msgspec import Meta
 
 from engine.coins import seed_of
 from engine.config import Fraction, NonNegative, Section
+from engine.errors import ConfigError
 from tools.toolworld_traces import Question, Trace, drill, expert_trace, questions_of
 from tools.toolworld_world import Sentence, World, make_worlds
 
@@ -75,11 +76,14 @@ class ToolworldFiles(msgspec.Struct, frozen=True, kw_only=True):
 def generate(config: ToolworldConfig, out_dir: str | Path) -> ToolworldFiles:
     """Write the task into `out_dir`, which is made if need be; files of an earlier task are overwritten.
 
-    About six seconds for the default sizes. Raises `OSError` where the folder cannot be written.
+    About six seconds for the default sizes. Raises `ConfigError` for a task without a question,
+    `DataError` where the search tool does not lead to an answer, and `OSError` where the folder cannot be written.
     """
     from tools.search import Corpus, Passage  # the door of bm25s
     from tools.toolworld_files import write_jsonl, write_parquet, write_words  # the door of pyarrow
 
+    if not config.num_sft + config.num_train + config.num_valid + config.num_test + config.num_drills:
+        raise ConfigError("toolworld: no question and no drill is asked for")
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     worlds = _worlds_by_split(config)
@@ -87,18 +91,22 @@ def generate(config: ToolworldConfig, out_dir: str | Path) -> ToolworldFiles:
     # Shuffled, so that a page's place in the corpus says nothing about its world.
     Random(seed_of(config.seed, "corpus")).shuffle(pages)
     passages = [Passage(id=f"p{i}", title=page.title, text=page.text) for i, page in enumerate(pages)]
-    corpus = Corpus(passages) if passages else None
+    corpus = Corpus(passages)
     questions = {split: _questions(config, split, worlds[split]) for split in SPLITS}
-    traces = [
-        expert_trace(
+
+    def trace_of(question: Question, *, sloppy: float, index: int = 0) -> Trace:
+        return expert_trace(
             question,
-            lambda query: corpus.answer(query, top_k=TOP_K, snippet_chars=10_000) if corpus else "",
+            lambda query: corpus.answer(query, top_k=TOP_K, snippet_chars=10_000),
             system_prompt=SYSTEM_PROMPT,
-            sloppy=config.sloppy,
+            sloppy=sloppy,
             rng=Random(seed_of(config.seed, "trace", index)),
         )
-        for index, question in enumerate(questions["sft"])
-    ]
+
+    for split in ("train", "valid", "test"):
+        for question in questions[split]:
+            trace_of(question, sloppy=0.0)  # raises where the tools do not lead to the answer
+    traces = [trace_of(q, sloppy=config.sloppy, index=index) for index, q in enumerate(questions["sft"])]
     drills = _drills(config, [fact for world in worlds["sft"] for fact in world.facts])
     paths = {name: str(out_dir / f"{name}.parquet") for name in ("train", "valid", "test")}
     for split, path in paths.items():

@@ -14,6 +14,7 @@ from random import Random
 
 import msgspec
 
+from engine.errors import DataError
 from tools.toolworld_world import PAIRS, Sentence, World
 
 MAX_PLUS = 9
@@ -113,7 +114,8 @@ def expert_trace(
     """Follow the chain by `search` (query to result), reading what it finds.
 
     With probability `sloppy`, at each hop, the object of the page's first sentence is copied, whether or not it is the
-    fact that was asked for; the chain then goes on from there, and usually to a wrong answer.
+    fact that was asked for; the chain then goes on from there, and usually to a wrong answer. Raises `DataError` where
+    a result does not hold the fact.
     """
     segments: list[Segment] = []
     thought, subject = "start", question.start
@@ -164,5 +166,7 @@ def _read(result: str, *, subject: str, relation: str, is_sloppy: bool) -> str:
     """The object of the right sentence of a result, or of its first one."""
     sentences = result.removeprefix(_PAGE_START).removesuffix(" .").split(" . ")
     wanted = f"the {relation} of {subject} is "
-    right = next((s for s in sentences if s.startswith(wanted)), sentences[0])
+    right = next((s for s in sentences if s.startswith(wanted)), None)
+    if right is None:
+        raise DataError(f"toolworld: a search for {relation!r} of {subject!r} does not find it; choose another seed")
     return (sentences[0] if is_sloppy else right).partition(" is ")[2]

@@ -57,7 +57,7 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
 
     persons: tuple[str, ...]
     facts: tuple[Sentence, ...]
-    """46 facts, one for each subject and relation."""
+    """58 facts, one for each subject and relation."""
     pages: tuple[Page, ...]
 
     def fact(self, subject: str, relation: str) -> Sentence:
@@ -97,7 +97,7 @@ def _pages_of(subject: str, kind: str, facts: tuple[Sentence, ...], crowded: flo
     for relations, _ in PAIRS[kind]:
         own = [f for f in facts if f.subject == subject and f.relation in relations]
         if rng.random() >= crowded:
-            yield from (Page(title=f"{subject} {f.relation}", text=f.text) for f in own)
+            yield from (_page([f], subject=subject, relations=(f.relation,)) for f in own)
             continue
         named = {subject, *(f.object for f in own)}
         rivals = [f for f in facts if f.relation in relations and f.subject != subject]
@@ -105,7 +105,13 @@ def _pages_of(subject: str, kind: str, facts: tuple[Sentence, ...], crowded: flo
         distinct = [f for f in rivals if f.subject not in named and f.object not in named]
         sentences = [*own, rng.choice(distinct or rivals)]
         rng.shuffle(sentences)
-        yield Page(title=f"{subject} {' '.join(relations)}", text=" ".join(s.text for s in sentences))
+        yield _page(sentences, subject=subject, relations=relations)
+
+
+def _page(sentences: list[Sentence], *, subject: str, relations: tuple[str, ...]) -> Page:
+    # Twice in the title, so that a page about the subject outranks others that hold the words of its name by chance.
+    title = f"{subject}: {' and '.join(relations)} of {subject}"
+    return Page(title=title, text=" ".join(sentence.text for sentence in sentences))
 
 
 def _word_pool(num_names: int, *, seed: int, name_words: int) -> list[str]:

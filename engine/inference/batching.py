@@ -20,6 +20,8 @@ from engine.types import Int32
 
 _HEADROOM = 16
 """Tokens each running request can grow by when another one is admitted, so that admission rarely preempts."""
+_RUN = 16
+"""Slots a row is given at once while there are enough."""
 _WORTH_WAITING = 8
 """A request waits for a running one that is about to compute at least this many tokens of its prompt."""
 
@@ -177,16 +179,24 @@ class Batching:
         return self.pool.take(count)
 
     def _grow(self) -> None:
-        """Give a slot to each row whose next token has none, preempting the youngest where there are too few."""
+        """Give slots to each row whose next token has none, preempting the youngest where there are too few.
+
+        A row gets a run of slots, so that its keys lie side by side in memory: one slot a row and step would put
+        neighbours in a sequence a power of two apart, and a CPU's caches map those to the same few lines.
+        """
         rows = self.rows
         while True:
             used = rows.used
             growing = used[rows.allocated[used] == rows.computed[used]]
             if not growing.size:
                 return
-            slots = self._allocate(growing.size)
-            if slots is not None:
-                rows.slots[growing, rows.computed[growing]] = slots
-                rows.allocated[growing] += 1
-                return
+            start = rows.computed[growing]
+            for run in (_RUN, 1):
+                sizes = np.minimum(rows.limit[growing] - start, run)
+                slots = self._allocate(int(sizes.sum()))
+                if slots is not None:
+                    new = Segments(rows.slots, rows=growing, starts=start, counts=sizes)
+                    rows.slots[new.table_rows, new.positions] = slots
+                    rows.allocated[growing] += sizes
+                    return
             self.preempt(int(used[-1]), keep=True)

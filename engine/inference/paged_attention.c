@@ -11,6 +11,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "exponential.c"
+
 #define KEY_BLOCK 64
 #define MAX_DIM 256
 #define MAX_QUERY_ROWS 32 /* (token, head) pairs that share one pass over the keys */
@@ -40,28 +42,6 @@ typedef struct {
     int32_t heads, kv_heads, dim;
     float norm_eps;
 } step_t;
-
-/* e^x for x <= 0, relative error below 3e-7 of the result's share of a softmax; plain enough to be vectorised. */
-static inline float exp_nonpositive(float x) {
-    float scaled = x * 1.44269504088896341f;
-    scaled = scaled < -126.0f ? -126.0f : scaled;
-    float whole = __builtin_rintf(scaled);
-    float f = scaled - whole;
-    float p = 1.52527338e-5f; /* ln(2)^k / k!, k = 7 .. 0 */
-    p = p * f + 1.54035304e-4f;
-    p = p * f + 1.33335581e-3f;
-    p = p * f + 9.61812911e-3f;
-    p = p * f + 5.55041087e-2f;
-    p = p * f + 2.40226507e-1f;
-    p = p * f + 6.93147181e-1f;
-    p = p * f + 1.0f;
-    union {
-        int32_t bits;
-        float value;
-    } power;
-    power.bits = ((int32_t)whole + 127) << 23;
-    return p * power.value;
-}
 
 static inline __attribute__((always_inline)) void norm_and_rotate(float *restrict x, float *restrict to,
         const float *norm, const float *cosines, const float *sines, float eps, float scale, int dim) {
@@ -193,9 +173,9 @@ static inline __attribute__((always_inline)) void visit_block(const float *restr
     for (int j = n; j < full; j++) scores[j] = -1e30f;
     float top = state->top;
     for (int j = 0; j < full; j++) top = scores[j] > top ? scores[j] : top;
-    float keep = exp_nonpositive(state->top - top), total = 0.0f;
+    float keep = exp_clamped(state->top - top), total = 0.0f;
     for (int j = 0; j < full; j++) {
-        scores[j] = j < n ? exp_nonpositive(scores[j] - top) : 0.0f;
+        scores[j] = j < n ? exp_clamped(scores[j] - top) : 0.0f;
         total += scores[j];
     }
     state->top = top;

@@ -1,0 +1,59 @@
+"""The command line. Parses first and imports later, so that `--help` answers at once.
+
+Exit codes: 0 done, 1 failed, 2 bad input, 75 interrupted and resumable. Bad input is one line on stderr.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+BAD_INPUT = 2
+INTERRUPTED = 75
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `arpo`; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    from actors import commands
+
+    return commands.run(arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="arpo", description="Train agents that use tools: branching rollouts, asynchronous RL."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, help: str, *, has_config: bool = True) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help)
+        if has_config:
+            sub.add_argument("config", help="a TOML file")
+            sub.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.steps=3 run.name=first")
+        return sub
+
+    train = command("train", "train by RL; an interrupted run goes on")
+    train.add_argument("--data", help="shorthand for data.path=FILE")
+    train.add_argument("--fresh", action="store_true", help="start anew in the folder of the run")
+    command("sft", "supervised cold start on tool-use traces, tool tokens masked")
+    rollout = command("rollout", "rollouts only, no learner; one JSON line a trajectory")
+    rollout.add_argument("--data", help="shorthand for data.path=FILE")
+    rollout.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
+    rollout.add_argument("--out", required=True, metavar="FILE", help="where the lines go")
+    rollout.add_argument("--concurrency", type=int, default=16, metavar="N", help="prompts in flight (default 16)")
+    evaluate = command("eval", "measure a policy; metrics as JSON and as a table")
+    evaluate.add_argument("--data", help="shorthand for eval.data.path=FILE")
+    evaluate.add_argument("--k", type=int, metavar="N", help="trajectories a question, for pass@k")
+    evaluate.add_argument("--json", metavar="FILE", help="write the metrics there too")
+    bench = command("bench", "measure the engine on this machine", has_config=False)
+    bench.add_argument("name", choices=("decode", "async", "all"))
+    bench.add_argument("--quick", action="store_true", help="small sizes; minutes, not more")
+    bench.add_argument("--json", metavar="FILE", help="write the figures there too")
+    export = command("export", "write a run's newest checkpoint as a Hugging Face folder", has_config=False)
+    export.add_argument("run", help="the folder of a run")
+    export.add_argument("--hf", required=True, metavar="DIR", help="the folder to write")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

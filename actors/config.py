@@ -1,0 +1,116 @@
+"""Config: everything a person may say about a run, put together from the sections of all parts."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from engine.config import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Section
+from engine.controller import TrainConfig
+from engine.dataset import DataConfig
+from engine.inference.embedded import EmbeddedConfig
+from engine.renderer import RendererConfig
+from engine.rollout_config import RolloutConfig
+from learner.config import LearnerConfig
+from tools.config import ToolsConfig
+from tools.toolworld import ToolworldConfig
+
+
+class RunConfig(Section, frozen=True):
+    """Which run this is."""
+
+    name: str | None = None
+    """The run lives in `dir/name`; unset is the name of the configuration file and a number."""
+    dir: str = "runs"
+    seed: NonNegative = 0
+    """Every coin and every sample of the run derives from it."""
+
+
+class HfModel(Section, frozen=True, tag="hf", tag_field="kind"):
+    """A model that exists: a folder in Hugging Face form."""
+
+    path: str
+
+
+class TinyModel(Section, frozen=True, tag="tiny", tag_field="kind"):
+    """A small model with random weights, made on the spot, with a tokenizer made from the run's own texts."""
+
+    tokenizer: Literal["bpe", "words"] = "bpe"
+    """`bpe` is trained on the prompts of the data and takes any text; `words` has one token a word of the world."""
+    vocab_size: Positive = 2048
+    """Upper bound, for `bpe`."""
+    shape: Literal["qwen2", "qwen3", "llama"] = "qwen3"
+    hidden_size: Positive = 128
+    num_layers: Positive = 2
+    num_heads: Positive = 4
+    num_kv_heads: Positive = 2
+    head_dim: Positive = 32
+    intermediate_size: Positive = 384
+    max_positions: Positive = 8192
+    rope_theta: PositiveFloat = 10_000.0
+    tie: bool = True
+    """The output layer is the embedding matrix."""
+    init_std: PositiveFloat = 0.02
+    embedding_std: PositiveFloat | None = None
+    qk_norm: PositiveFloat = 1.0
+    seed: NonNegative = 0
+
+
+ModelConfig = HfModel | TinyModel
+
+
+class SftConfig(Section, frozen=True):
+    """A supervised cold start on tool-use traces; tokens that tools wrote are masked."""
+
+    traces: tuple[str, ...]
+    """JSONL files of traces; each batch takes from them in turn, by `shares`."""
+    shares: tuple[Annotated[float, Meta(gt=0)], ...] = ()
+    """Share of each file in a batch; unset is equal shares."""
+    steps: Positive
+    batch_size: Positive = 32
+    max_tokens: Positive = 4096
+    """A longer trace is refused."""
+    learner: LearnerConfig
+    """With the `nll` loss; its layout may differ from the RL learner's."""
+
+
+class EvalConfig(Section, frozen=True):
+    """How the policy is measured."""
+
+    data: DataConfig
+    samples: Positive = 1
+    """Trajectories a question; with more than one, pass@k is reported."""
+    temperature: NonNegativeFloat = 0.0
+    """0 is greedy."""
+    concurrency: Positive = 64
+    """Questions in flight."""
+
+
+class RuntimeConfig(Section, frozen=True):
+    """Which processes there are, and where."""
+
+    num_generators: Positive = 1
+    threads: Positive = 1
+    """Threads of each process; more than the machine has cores for costs a factor."""
+    start_timeout_s: PositiveFloat = 300.0
+    """How long a process may take until it answers for the first time."""
+
+
+class Config(Section, frozen=True):
+    """One configuration file. Paths may name parts of a generated task: `world:train`, `world:corpus`, ..."""
+
+    run: RunConfig = RunConfig()
+    model: ModelConfig
+    world: ToolworldConfig | None = None
+    """Generate a task for this run."""
+    data: DataConfig
+    eval: EvalConfig | None = None
+    renderer: RendererConfig = RendererConfig()
+    tools: ToolsConfig = msgspec.field(default_factory=ToolsConfig)
+    rollout: RolloutConfig = RolloutConfig()
+    generator: EmbeddedConfig = EmbeddedConfig()
+    learner: LearnerConfig = LearnerConfig()
+    sft: SftConfig | None = None
+    """A cold start before the first RL step."""
+    train: TrainConfig = TrainConfig()
+    runtime: RuntimeConfig = RuntimeConfig()

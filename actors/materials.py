@@ -1,0 +1,175 @@
+"""Materials: what a run is made from; models and tasks that the configuration describes are made on the spot.
+
+What is made lies in `<run.dir>/made/`, under a fingerprint of what describes it, and is made once.
+"""
+
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from actors.config import Config, HfModel, TinyModel
+from engine.errors import ConfigError, DataError
+from tools.toolworld import ToolworldConfig, ToolworldFiles
+
+logger = logging.getLogger(__name__)
+
+WORLD = "world:"
+BPE_TEXTS = 2000
+"""Prompts a made tokenizer is trained on; more change little."""
+
+
+def materialise(config: Config) -> Config:
+    """The configuration with every path a real one: worlds generated, models made, nothing left to describe.
+
+    Raises `ConfigError` or `DataError`, one line, for what is not there.
+    """
+    made = Path(config.run.dir) / "made"
+    if config.world is not None:
+        files = make_world(config.world, made)
+        config = _with_world(config, files)
+    if unresolved := [path for path in _paths(config) if path.startswith(WORLD)]:
+        raise ConfigError(f"{unresolved[0]!r} needs a [world] section, and one of {', '.join(_parts())}")
+    if isinstance(config.model, TinyModel):
+        config = msgspec.structs.replace(config, model=HfModel(path=make_model(config, config.model, made)))
+    assert isinstance(config.model, HfModel)
+    if not (Path(config.model.path) / "config.json").exists():
+        raise ConfigError(f"{config.model.path}: no model folder there (config.json is missing) - at $.model.path")
+    return config
+
+
+def make_world(world: ToolworldConfig, made: Path) -> ToolworldFiles:
+    """Generate the task, or find it where it was generated before."""
+    from tools.toolworld import generate
+
+    folder = made / f"world-{_fingerprint(world)}"
+
+    def make(target: Path) -> None:
+        files = generate(world, target)
+        (target / "files.json").write_bytes(msgspec.json.encode(files))
+        logger.info("world: %d passages, %d words in %s", files.num_passages, files.num_words, folder)
+
+    _make_once(folder, make)
+    files = msgspec.json.decode((folder / "files.json").read_bytes(), type=ToolworldFiles)
+    moved = {name: str(folder / Path(getattr(files, name)).name) for name in _parts()}
+    return msgspec.structs.replace(files, **moved)
+
+
+def make_model(config: Config, model: TinyModel, made: Path) -> str:
+    """Make the tiny model and its tokenizer, or find them where they were made before."""
+    source = config.world if model.tokenizer == "words" and config.world else config.data.path
+    folder = made / f"model-{_fingerprint((model, source))}"
+
+    def make(target: Path) -> None:
+        from engine.inference.tiny import make_tiny_model
+        from engine.tokenizer import load_tokenizer
+
+        _make_tokenizer(config, model, target)
+        tokenizer = load_tokenizer(target)
+        make_tiny_model(
+            target,
+            kind=model.shape,
+            # A round number: tensor-parallel ranks must be able to share the vocabulary.
+            vocab_size=-(-tokenizer.vocab_size // 64) * 64,
+            hidden_size=model.hidden_size,
+            num_layers=model.num_layers,
+            num_heads=model.num_heads,
+            num_kv_heads=model.num_kv_heads,
+            head_dim=model.head_dim,
+            intermediate_size=model.intermediate_size,
+            tie=model.tie,
+            seed=model.seed,
+            init_std=model.init_std,
+            embedding_std=model.embedding_std,
+            qk_norm=model.qk_norm,
+            max_positions=model.max_positions,
+            rope_theta=model.rope_theta,
+            eos_token_ids=tokenizer.eos_token_ids,
+        )
+
+    _make_once(folder, make)
+    return str(folder)
+
+
+def _make_tokenizer(config: Config, model: TinyModel, target: Path) -> None:
+    from engine.tokenizer_tiny import make_bpe_tokenizer, make_word_tokenizer
+
+    if model.tokenizer == "bpe":
+        make_bpe_tokenizer(target, texts=_texts(config), vocab_size=model.vocab_size)
+        return
+    if config.world is None:
+        raise ConfigError("model.tokenizer = 'words' needs a [world] section - at $.model.tokenizer")
+    files = make_world(config.world, Path(config.run.dir) / "made")
+    make_word_tokenizer(target, words=msgspec.json.decode(Path(files.words).read_bytes(), type=list[str]))
+
+
+def _texts(config: Config) -> Iterator[str]:
+    from engine.dataset_files import read_rows
+
+    data = config.data
+    rows = read_rows(Path(data.path), prompt=data.prompt_column, answer=data.answer_column, source=data.source_column)
+    for _, row in zip(range(BPE_TEXTS), rows, strict=False):
+        yield from (message["content"] for message in row.messages)
+
+
+def _with_world(config: Config, files: ToolworldFiles) -> Config:
+    def real(path: str) -> str:
+        if not path.startswith(WORLD):
+            return path
+        name = path.removeprefix(WORLD)
+        if name not in _parts():
+            raise ConfigError(f"{path!r}: a world has {', '.join(_parts())}")
+        return getattr(files, name)
+
+    replace = msgspec.structs.replace
+    config = replace(config, data=replace(config.data, path=real(config.data.path)))
+    if config.eval is not None:
+        config = replace(
+            config, eval=replace(config.eval, data=replace(config.eval.data, path=real(config.eval.data.path)))
+        )
+    if config.tools.search is not None:
+        search = replace(config.tools.search, corpus=real(config.tools.search.corpus))
+        config = replace(config, tools=replace(config.tools, search=search))
+    if config.sft is not None:
+        config = replace(config, sft=replace(config.sft, traces=tuple(real(path) for path in config.sft.traces)))
+    return config
+
+
+def _paths(config: Config) -> list[str]:
+    paths = [config.data.path, *(config.sft.traces if config.sft else ())]
+    if config.eval is not None:
+        paths.append(config.eval.data.path)
+    if config.tools.search is not None:
+        paths.append(config.tools.search.corpus)
+    return paths
+
+
+def _parts() -> tuple[str, ...]:
+    return ("corpus", "drills", "sft", "test", "train", "valid", "words")
+
+
+def _fingerprint(value: object) -> str:
+    return hashlib.blake2b(msgspec.json.encode(value, order="deterministic"), digest_size=6).hexdigest()
+
+
+def _make_once(folder: Path, make: Callable[[Path], None]) -> None:
+    """Fill `folder` by `make`, whole or not at all, unless it is there already."""
+    if folder.exists():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    target = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        make(target)
+        os.rename(target, folder)
+    except FileExistsError:
+        pass  # another process was faster; what it made is the same
+    except OSError as error:
+        if not folder.exists():
+            raise DataError(f"{folder}: {error}") from error
+    finally:
+        shutil.rmtree(target, ignore_errors=True)

@@ -1,0 +1,92 @@
+"""ActorProcess: one actor in a process of its own, from its start to its end."""
+
+import asyncio
+import os
+import socket
+import sys
+from collections import deque
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from actors.messages import AnyCall
+from actors.wire import Caller
+from engine.errors import ArpoError, StalledError
+
+TERMINATE_S = 5.0
+"""How long a process that was asked to end may take before it is killed."""
+LOG_TAIL_LINES = 12
+
+
+@asynccontextmanager
+async def actor_process(
+    name: str, start: AnyCall, *, kind: type[ArpoError], log: Path, threads: int, start_timeout_s: float
+) -> AsyncGenerator[Caller, None]:
+    """Run an actor for the length of the block; `start` says what it is.
+
+    Its output goes to `log`. A process that dies fails every open call with `kind` and the end of its log. Raises
+    `StalledError` where it does not come up within `start_timeout_s`. The process never outlives the block.
+    """
+    ours, theirs = socket.socketpair()
+    with theirs:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as output:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "actors.host",
+                str(theirs.fileno()),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=(theirs.fileno(),),
+                env=_environment(threads),
+                # A Ctrl-C at the terminal is for the controller, which ends its actors in order.
+                start_new_session=True,
+            )
+    reader, writer = await asyncio.open_connection(sock=ours)
+    caller = Caller(name, reader, writer)
+    receiving = asyncio.create_task(caller.receive(), name=f"receive {name}")
+    watching = asyncio.create_task(_watch(process, caller, log), name=f"watch {name}")
+    try:
+        try:
+            async with asyncio.timeout(start_timeout_s):
+                await caller.call(start, kind)
+        except TimeoutError:
+            raise StalledError(f"{name} did not start within {start_timeout_s:g} s; see {log}") from None
+        yield caller
+    finally:
+        writer.close()
+        await _end(process)
+        watching.cancel()
+        receiving.cancel()
+        await asyncio.gather(watching, receiving, return_exceptions=True)
+
+
+async def _watch(process: asyncio.subprocess.Process, caller: Caller, log: Path) -> None:
+    code = await process.wait()
+    caller.lose("\n  ".join([f"exit code {code}; the end of {log}:", *_tail(log)]))
+
+
+def _tail(log: Path) -> list[str]:
+    with log.open(errors="replace") as lines:
+        return [line.rstrip() for line in deque(lines, maxlen=LOG_TAIL_LINES)]
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """The connection is closed, which ends a healthy actor; help one that is not."""
+    for help_it in (process.terminate, process.kill):
+        try:
+            async with asyncio.timeout(TERMINATE_S):
+                await process.wait()
+                return
+        except TimeoutError:
+            help_it()
+    await process.wait()
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """The parent's, with this checkout importable and one thread pool of the size asked for."""
+    root = str(Path(__file__).resolve().parent.parent)
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}

@@ -1,0 +1,127 @@
+"""The engine's seams, spoken over a wire: a generator, and a learner of one or many ranks, in other processes."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
+
+import numpy as np
+
+from actors.messages import (
+    Abort,
+    AnyAnswer,
+    AnyCall,
+    Chunk,
+    ExportHf,
+    Generate,
+    GetStatistics,
+    Load,
+    Loaded,
+    Publish,
+    Published,
+    Save,
+    Score,
+    Scored,
+    Statistics,
+    Step,
+    Stepped,
+    UpdateWeights,
+)
+from actors.wire import Caller
+from engine.errors import GeneratorError, LearnerError
+from engine.types import (
+    Batch,
+    Completion,
+    Float32,
+    GenerateRequest,
+    GeneratorStatistics,
+    Int32,
+    StepReport,
+    UpdateMode,
+    Version,
+    WeightRef,
+)
+
+
+class RemoteGenerator:
+    """`interfaces.Generator` in another process; a dead process is a `GeneratorError`."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Completion, None]:
+        is_ended = False
+        try:
+            async with contextlib.aclosing(self._caller.stream(Generate(request=request), GeneratorError)) as answers:
+                async for answer in answers:
+                    assert isinstance(answer, Chunk)
+                    is_ended = answer.completion.finish_reason != ""
+                    yield answer.completion
+        except GeneratorError:
+            is_ended = True
+            raise
+        finally:
+            if not is_ended:
+                # Shielded: a cancelled path must still free the server's slot.
+                with contextlib.suppress(GeneratorError):
+                    await asyncio.shield(self.abort(request.request_id))
+
+    async def abort(self, request_id: str) -> None:
+        await self._caller.call(Abort(request_id=request_id), GeneratorError)
+
+    async def update_weights(self, ref: WeightRef, *, mode: UpdateMode) -> None:
+        await self._caller.call(UpdateWeights(ref=ref, mode=mode), GeneratorError)
+
+    async def statistics(self) -> GeneratorStatistics:
+        answer = await self._caller.call(GetStatistics(), GeneratorError)
+        assert isinstance(answer, Statistics)
+        return answer.statistics
+
+
+class RemoteTrainer:
+    """`interfaces.Trainer` over all ranks: every call goes to each of them, and rank 0 speaks for all."""
+
+    def __init__(self, ranks: Sequence[Caller]) -> None:
+        self._ranks = ranks
+
+    async def step(self, batch: Batch) -> StepReport:
+        answer = await self._call(Step(batch=batch))
+        assert isinstance(answer, Stepped)
+        return answer.report
+
+    async def publish(self) -> WeightRef:
+        answer = await self._call(Publish())
+        assert isinstance(answer, Published)
+        return answer.ref
+
+    async def save(self, path: str) -> None:
+        await self._call(Save(path=path))
+
+    async def load(self, path: str) -> Version:
+        answer = await self._call(Load(path=path))
+        assert isinstance(answer, Loaded)
+        return answer.version
+
+    async def export_hf(self, path: str) -> None:
+        """Write the present weights as a Hugging Face folder, tokenizer included."""
+        await self._call(ExportHf(path=path))
+
+    async def logprobs(self, sequences: Sequence[Int32], *, temperature: float = 1.0) -> list[Float32]:
+        """Log-probability of each token given those before it, under the present weights; 0 for each first token."""
+        token_ids = tuple(np.ascontiguousarray(ids, np.int32).tobytes() for ids in sequences)
+        answer = await self._call(Score(token_ids=token_ids, temperature=temperature))
+        assert isinstance(answer, Scored)
+        return np.split(answer.logprobs, np.cumsum([len(ids) for ids in sequences])[:-1])
+
+    async def _call(self, body: AnyCall) -> AnyAnswer:
+        """The same call to all ranks; the first rank that fails fails the call (the others wait in a collective)."""
+        calls = [asyncio.ensure_future(rank.call(body, LearnerError)) for rank in self._ranks]
+        try:
+            await asyncio.wait(calls, return_when=asyncio.FIRST_EXCEPTION)
+            for call in calls:
+                if call.done():
+                    call.result()
+            return (await asyncio.gather(*calls))[0]
+        finally:
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)

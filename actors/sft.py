@@ -1,0 +1,87 @@
+"""The supervised cold start: nll steps on traces, through the same learner as everything else."""
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from actors.config import SftConfig
+from actors.runtime import LocalRuntime
+from engine.coins import coin, seed_of
+from engine.errors import ConfigError, DataError
+from engine.traces import read_traces, tokenise
+from engine.types import Sample, StepReport
+from learner.config import Nll
+
+logger = logging.getLogger(__name__)
+
+
+async def run_sft(
+    config: SftConfig,
+    runtime: LocalRuntime,
+    *,
+    target: Path,
+    seed: int,
+    on_step: Callable[[StepReport], None],
+) -> str:
+    """Train on the traces and write the model to `target`, a Hugging Face folder; returns its path.
+
+    Raises `DataError` for traces that cannot be used, before anything is started.
+    """
+    from learner.sft import batch_of
+
+    if not isinstance(config.learner.loss, Nll):
+        raise ConfigError("a cold start needs loss.kind = 'nll' - at $.sft.learner.loss")
+    draw = _draws(config, runtime, seed=seed)
+    trainer = await runtime.start_trainer(config=config.learner, name="sft")
+    for step in range(1, config.steps + 1):
+        on_step(await trainer.step(batch_of(step, next(draw))))
+    await trainer.export_hf(str(target))
+    return str(target)
+
+
+def _draws(config: SftConfig, runtime: LocalRuntime, *, seed: int) -> Iterator[list[Sample]]:
+    """Batches without end: traces of each file in a shuffled order that depends on the seed alone."""
+    files = [_samples(path, config, runtime) for path in config.traces]
+    shares = config.shares or (1.0,) * len(files)
+    if len(shares) != len(files):
+        raise ConfigError(f"{len(shares)} shares for {len(files)} files of traces - at $.sft.shares")
+    positions = [0] * len(files)
+    number = 0
+
+    def one() -> Sample:
+        nonlocal number
+        where = coin(seed, "share", number) * sum(shares)
+        number += 1
+        file = 0
+        while file < len(files) - 1 and where >= shares[file]:
+            where -= shares[file]
+            file += 1
+        epoch, place = divmod(positions[file], len(files[file]))
+        if place == 0:
+            files[file].sort(key=lambda s: seed_of(seed, "order", epoch, s.group.prompt.prompt_id))
+        positions[file] += 1
+        return files[file][place]
+
+    while True:
+        yield [one() for _ in range(config.batch_size)]
+
+
+def _samples(path: str, config: SftConfig, runtime: LocalRuntime) -> list[Sample]:
+    from learner.sft import sample_of
+
+    samples: list[Sample] = []
+    for row, trace in enumerate(read_traces(path)):
+        token_ids, is_trained = tokenise(trace, tokenizer=runtime.tokenizer, renderer=runtime.renderer)
+        if token_ids.size > config.max_tokens:
+            raise DataError(f"{path}: trace {row} has {token_ids.size} tokens, sft.max_tokens is {config.max_tokens}")
+        samples.append(sample_of(f"{Path(path).stem}-{row}", token_ids=token_ids, is_trained=is_trained, row=row))
+    if not samples:
+        raise DataError(f"{path}: no traces")
+    logger.info("%s: %d traces, %d trained tokens", path, len(samples), sum(_trained(s) for s in samples))
+    return samples
+
+
+def _trained(sample: Sample) -> int:
+    return int(sum(advantages.sum() for advantages in sample.advantages))
+
+

@@ -1,0 +1,415 @@
+"""The learner in one process, against transformers and plain autograd on the same weights and the same batch."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from engine.errors import ConfigError, LearnerError
+from engine.types import (
+    Batch,
+    Node,
+    NodeKind,
+    Prompt,
+    Reward,
+    RolloutStatus,
+    Sample,
+    Trajectory,
+    TrajectoryGroup,
+    TrajectoryTree,
+)
+from learner.advantage import ArpoSoft, estimate
+from learner.config import Decoupled, LearnerConfig, LossConfig, Nll, NoCorrection, Ppo, SequenceMean
+from learner.megatron import MegatronLearner
+from learner.sft import batch_of, sample_of
+
+VOCAB = 131
+SHAPE: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+PLAIN = LearnerConfig(dtype="float32", micro_batch_tokens=128, lr=1e-2, weight_decay=0.0)
+
+
+def make_model(folder: Path, kind: str = "qwen3", *, is_tied: bool = False, **changes: Any) -> PreTrainedModel:
+    """A random model whose norms and biases matter, saved in Hugging Face form."""
+    torch.manual_seed(7)
+    sizes = SHAPE | ({"head_dim": 16} if kind == "qwen3" else {}) | changes
+    config = AutoConfig.for_model(kind, tie_word_embeddings=is_tied, **sizes)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, mean=0.0 if parameter.ndim > 1 else 0.5, std=0.15)
+    model.save_pretrained(folder)
+    return model
+
+
+def reference_logprobs(model: PreTrainedModel, token_ids: np.ndarray, *, temperature: float = 1.0) -> torch.Tensor:
+    """[T - 1] log-probabilities of all tokens but the first."""
+    ids = torch.from_numpy(token_ids.astype(np.int64))
+    scores = (model(ids[None]).logits[0, :-1].float() / temperature).log_softmax(-1)
+    return scores.gather(1, ids[1:, None]).squeeze(1)
+
+
+def random_sample(rng: np.random.Generator, row: int, *, version: int = 0) -> Sample:
+    """Two leaves behind a tool result, one path of its own, and one that failed."""
+
+    def node(parent: int, kind: NodeKind, length: int) -> Node:
+        sampled = length if kind is NodeKind.SAMPLED else 0
+        return Node(
+            parent=parent,
+            kind=kind,
+            token_ids=rng.integers(0, VOCAB, length).astype(np.int32),
+            logprobs=(-5 + rng.normal(0, 0.7, sampled)).astype(np.float32),
+            versions=np.full(sampled, version, np.int32),
+            entropies=np.zeros(sampled, np.float32),
+        )
+
+    prompt, sampled, observed = NodeKind.PROMPT, NodeKind.SAMPLED, NodeKind.OBSERVED
+    nodes = (
+        node(-1, prompt, int(rng.integers(2, 9))),
+        node(0, sampled, 7),
+        node(1, observed, 5),
+        node(2, sampled, int(rng.integers(1, 30))),
+        node(2, sampled, 3),
+        node(0, sampled, 11),
+        node(0, sampled, 4),
+    )
+    done, failed = RolloutStatus.COMPLETED, RolloutStatus.FAILED
+    ends = ((3, done, 1.0), (4, done, 0.0), (5, done, 0.0), (6, failed, 1.0))
+    group = TrajectoryGroup(
+        prompt=Prompt(
+            prompt_id=f"e0-r{row}", epoch=0, row=row, token_ids=nodes[0].token_ids, question="", ground_truth=""
+        ),
+        tree=TrajectoryTree(nodes=nodes),
+        trajectories=tuple(
+            Trajectory(path=i, leaf=leaf, status=status, reward=Reward(score=score))
+            for i, (leaf, status, score) in enumerate(ends)
+        ),
+    )
+    sample = estimate(group, ArpoSoft())
+    assert sample is not None
+    return sample
+
+
+def random_batch(seed: int, *, num_prompts: int = 3, step: int = 0) -> Batch:
+    rng = np.random.default_rng(seed)
+    return Batch(step=step, samples=tuple(random_sample(rng, row) for row in range(num_prompts)))
+
+
+def exported(learner: MegatronLearner) -> dict[str, torch.Tensor]:
+    return load_file(Path(learner.publish().path) / "model.safetensors")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def open_learner(tmp_path: Path, folder: Path) -> Iterator[Any]:
+    """Start learners on `folder`, one at a time; the last one is closed at the end."""
+    living: list[MegatronLearner] = []
+
+    def start(config: LearnerConfig = PLAIN, *, weights: str = "weights") -> MegatronLearner:
+        while living:
+            living.pop().close()
+        living.append(MegatronLearner(config, model_path=folder, weights_dir=tmp_path / weights))
+        return living[-1]
+
+    yield start
+    while living:
+        living.pop().close()
+
+
+@pytest.mark.parametrize("is_tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama"])
+def test_logprobs_equal_transformers_packed_or_not_and_weights_survive_bitwise(
+    kind: str, is_tied: bool, folder: Path, open_learner: Any
+) -> None:
+    model = make_model(folder, kind, is_tied=is_tied)
+    rng = np.random.default_rng(0)
+    sequences = [rng.integers(0, VOCAB, n).astype(np.int32) for n in (5, 40, 1, 17, 90)]
+    learner = open_learner()
+    packed = learner.logprobs(sequences)
+    for token_ids, ours in zip(sequences, packed, strict=True):
+        alone = learner.logprobs([token_ids])[0]
+        expected = reference_logprobs(model, token_ids).detach().numpy()
+        assert ours[0] == 0
+        assert ours.dtype == np.float32
+        np.testing.assert_allclose(ours[1:], expected, atol=1e-5, rtol=0)
+        np.testing.assert_allclose(alone, ours, atol=2e-6, rtol=0)
+    original, back = load_file(folder / "model.safetensors"), exported(learner)
+    assert original.keys() == back.keys()
+    assert all(torch.equal(original[name], back[name]) for name in original)
+    reloaded = AutoModelForCausalLM.from_pretrained(Path(learner.publish().path), dtype=torch.float32)
+    torch.testing.assert_close(reference_logprobs(reloaded, sequences[1]), reference_logprobs(model, sequences[1]))
+
+
+def reference_loss(model: PreTrainedModel, batch: Batch, config: LearnerConfig) -> torch.Tensor:
+    """Decoupled or bypassed PPO, token- or sequence-mean, written trajectory by trajectory."""
+    losses: list[torch.Tensor] = []
+    for sample in batch.samples:
+        for trajectory, advantages in zip(sample.group.trajectories, sample.advantages, strict=True):
+            if trajectory.status is RolloutStatus.FAILED:
+                continue
+            nodes = [sample.group.tree.nodes[i] for i in sample.group.tree.path_to(trajectory.leaf)]
+            token_ids = sample.group.tree.token_ids(trajectory.leaf)
+            is_sampled = np.concatenate([np.full(len(n.token_ids), n.kind is NodeKind.SAMPLED) for n in nodes])
+            behaviour = torch.from_numpy(np.concatenate([n.logprobs for n in nodes]))
+            now = reference_logprobs(model, token_ids, temperature=config.temperature)[is_sampled[1:]]
+            advantage = torch.from_numpy(advantages[is_sampled])
+            assert isinstance(config.loss, Ppo)
+            if isinstance(config.correction, NoCorrection):
+                ratio, weight = (now - behaviour).exp(), torch.ones_like(now)
+            else:
+                assert isinstance(config.correction, Decoupled)
+                ratio, weight = (now - now.detach()).exp(), (now.detach() - behaviour).exp()
+                weight = torch.where(weight > (config.correction.cap or math.inf), 0.0, weight)
+            low, high = 1 - config.loss.eps_low, 1 + config.loss.eps_high
+            losses.append(-weight * torch.minimum(ratio * advantage, ratio.clamp(low, high) * advantage))
+    if isinstance(config.normalisation, SequenceMean):
+        return torch.stack([loss.mean() for loss in losses]).mean()
+    return torch.cat(losses).mean()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        PLAIN,
+        msgspec.structs.replace(PLAIN, correction=NoCorrection(), normalisation=SequenceMean(), temperature=0.7),
+        msgspec.structs.replace(PLAIN, correction=Decoupled(cap=1.2), recompute="full"),
+        msgspec.structs.replace(PLAIN, fixed_shapes=True, recompute="selective"),
+    ],
+    ids=["decoupled", "bypass_sequence_mean", "masked_recompute_full", "fixed_shapes_recompute_selective"],
+)
+def test_one_step_has_the_loss_and_the_gradient_of_an_independent_implementation(
+    config: LearnerConfig, folder: Path, open_learner: Any
+) -> None:
+    model = make_model(folder, is_tied=True)
+    batch = random_batch(1)
+    loss = reference_loss(model, batch, config)
+    loss.backward()
+    grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    norm = math.sqrt(sum(float(g.double().square().sum()) for g in grads.values()))
+    # with eps >> |g|, AdamW's first update is lr * g / eps up to |g| / eps: the weights show the gradient
+    eps = 1e3 * max(float(g.abs().max()) for g in grads.values())
+    learner = open_learner(msgspec.structs.replace(config, lr=eps, adam_eps=eps, grad_clip=0.0))
+    before = exported(learner)
+    report = learner.step(batch)
+    after = exported(learner)
+    assert report.loss == pytest.approx(loss.item(), abs=1e-6)
+    assert report.grad_norm == pytest.approx(norm, rel=1e-5)
+    largest = max(float(g.abs().max()) for g in grads.values())
+    for name, grad in grads.items():
+        seen = (before[name].double() - after[name].double()) * (1 + grad.double().abs() / eps)
+        assert float((seen - grad.double()).abs().max()) <= 1e-4 * largest, name
+
+
+def test_the_report_counts_and_measures_what_was_trained(folder: Path, open_learner: Any) -> None:
+    model = make_model(folder)
+    batch = random_batch(2)
+    now, behaviour, entropies, num_tokens = [], [], [], 0
+    for sample in batch.samples:
+        for trajectory in sample.group.trajectories[:3]:
+            nodes = [sample.group.tree.nodes[i] for i in sample.group.tree.path_to(trajectory.leaf)]
+            ids = torch.from_numpy(sample.group.tree.token_ids(trajectory.leaf).astype(np.int64))
+            mask = np.concatenate([np.full(len(n.token_ids), n.kind is NodeKind.SAMPLED) for n in nodes])[1:]
+            scores = model(ids[None]).logits[0, :-1].detach().double().log_softmax(-1)[mask]
+            now.append(scores.gather(1, ids[1:][mask][:, None]).squeeze(1))
+            entropies.append(-(scores.exp() * scores).sum(-1))
+            behaviour.append(torch.from_numpy(np.concatenate([n.logprobs for n in nodes])).double())
+            num_tokens += len(ids)
+    log_rho = torch.cat(now) - torch.cat(behaviour)
+    report = open_learner().step(batch)
+    assert report.version == 1
+    assert report.num_trained_tokens == len(log_rho)
+    assert report.num_computed_tokens == num_tokens
+    assert report.entropy == pytest.approx(float(torch.cat(entropies).mean()), abs=1e-4)
+    assert report.kl_rollout == pytest.approx(float((log_rho.exp() - 1 - log_rho).mean()), rel=1e-4)
+    assert report.ratio_max == pytest.approx(float(log_rho.max().exp()), rel=1e-4)
+    assert report.clip_fraction == 0
+
+
+@pytest.mark.parametrize("num_minibatches", [1, 3])
+def test_in_float64_the_packing_of_rows_does_not_matter(num_minibatches: int, folder: Path, open_learner: Any) -> None:
+    make_model(folder, "qwen2")
+    config = msgspec.structs.replace(PLAIN, dtype="float64", num_minibatches=num_minibatches, weight_decay=0.1)
+    results = []
+    for budget in (1, 64, 100_000):
+        learner = open_learner(msgspec.structs.replace(config, micro_batch_tokens=budget), weights=f"w{budget}")
+        assert learner.step(random_batch(3)).version == 1
+        results.append(exported(learner))
+        assert {t.dtype for t in results[-1].values()} == {torch.float64}
+    for name, expected in results[0].items():
+        for other in results[1:]:
+            torch.testing.assert_close(other[name], expected, rtol=0, atol=1e-11)
+
+
+def test_later_minibatches_compare_with_the_policy_before_the_step(folder: Path, open_learner: Any) -> None:
+    make_model(folder)
+    loss: LossConfig = Ppo(eps_low=0.0, eps_high=1e-6)
+    config = msgspec.structs.replace(PLAIN, loss=loss, num_minibatches=3, correction=Decoupled(cap=None))
+    report = open_learner(config).step(random_batch(4))
+    assert 0 < report.clip_fraction < 1  # the first update has ratio 1, those after it have moved away
+
+
+def test_supervised_traces_are_learned_by_heart(folder: Path, open_learner: Any) -> None:
+    make_model(folder)
+    rng = np.random.default_rng(5)
+    traces = [rng.integers(0, VOCAB, 24).astype(np.int32) for _ in range(3)]
+    mask = np.arange(24) > 3
+    batch = batch_of(0, [sample_of(f"t{i}", token_ids=t, is_trained=mask) for i, t in enumerate(traces)])
+    learner = open_learner(msgspec.structs.replace(PLAIN, loss=Nll(), correction=NoCorrection()))
+    reports = [learner.step(batch) for _ in range(40)]
+    assert reports[0].loss > 3
+    assert reports[-1].loss < 0.1
+    assert reports[-1].kl_rollout == 0
+    scored = np.concatenate([lp[mask] for lp in learner.logprobs(traces)])
+    assert -scored.mean() < 0.1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bf16"])
+def test_a_restored_checkpoint_continues_bitwise(dtype: Any, folder: Path, tmp_path: Path, open_learner: Any) -> None:
+    make_model(folder)
+    config = msgspec.structs.replace(PLAIN, dtype=dtype, num_minibatches=2)
+    learner = open_learner(config, weights="first")
+    learner.step(random_batch(0))
+    learner.save(tmp_path / "ckpt")
+    learner.save(tmp_path / "ckpt")  # overwriting is a save like any other
+    expected_report = learner.step(random_batch(1))
+    expected = exported(learner)
+    learner = open_learner(config, weights="second")
+    assert learner.load(tmp_path / "ckpt") == learner.version == 1
+    report = learner.step(random_batch(1))
+    assert msgspec.structs.replace(report, duration_s=0) == msgspec.structs.replace(expected_report, duration_s=0)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in exported(learner).items())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ckpt", "first", "model", "second"]
+
+
+def test_a_torn_or_foreign_checkpoint_is_refused_and_changes_nothing(
+    folder: Path, tmp_path: Path, open_learner: Any
+) -> None:
+    make_model(folder)
+    learner = open_learner()
+    learner.save(tmp_path / "ckpt")
+    learner.step(random_batch(0))
+    before = exported(learner)
+    file = tmp_path / "ckpt" / "rank-tp00-pp00.pt"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1])
+    with pytest.raises(LearnerError, match="torn"):
+        learner.load(tmp_path / "ckpt")
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(LearnerError, match="torn"):
+        learner.load(tmp_path / "ckpt")
+    file.unlink()
+    with pytest.raises(LearnerError, match="missing"):
+        learner.load(tmp_path / "ckpt")
+    with pytest.raises(LearnerError, match=r"manifest\.json is missing"):
+        learner.load(tmp_path / "nowhere")
+    assert learner.version == 1
+    assert all(torch.equal(t, before[n]) for n, t in exported(learner).items())
+    file.write_bytes(content)
+    make_model(folder, num_hidden_layers=1)
+    with pytest.raises(LearnerError, match="num_layers 2, this learner has 1"):
+        open_learner().load(tmp_path / "ckpt")
+
+
+def test_tensors_of_another_shape_are_refused_in_one_line_with_both_shapes(folder: Path, open_learner: Any) -> None:
+    make_model(folder)
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors[name] = tensors[name][:-1].contiguous()
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(LearnerError, match=r"up_proj\.weight' has shape \(47, 32\), the model needs \(48, 32\)"):
+        open_learner()
+    del tensors[name]
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(LearnerError, match=r"up_proj\.weight' is missing"):
+        open_learner()
+    make_model(folder)
+    tensors = load_file(folder / "model.safetensors") | {"model.layers.0.extra": torch.zeros(1)}
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(LearnerError, match=r"layers\.0\.extra"):
+        open_learner()
+    make_model(folder)
+    open_learner().step(random_batch(0))  # every refusal left the process fit for the next learner
+
+
+@pytest.mark.parametrize("num_minibatches", [1, 2])
+def test_a_loss_that_is_not_finite_names_the_step_and_applies_nothing(
+    num_minibatches: int, folder: Path, open_learner: Any
+) -> None:
+    make_model(folder)
+    learner = open_learner(msgspec.structs.replace(PLAIN, num_minibatches=num_minibatches))
+    learner.step(random_batch(0))
+    before = exported(learner)
+    good, bad = random_batch(1, num_prompts=2, step=17).samples
+    overflowing = msgspec.structs.replace(
+        bad, advantages=tuple(np.where(a != 0, np.float32(3e38), a).astype(np.float32) for a in bad.advantages)
+    )
+    with pytest.raises(LearnerError, match=r"step 17.*nothing was applied"):
+        learner.step(Batch(step=17, samples=(good, overflowing)))
+    assert learner.version == 1
+    assert all(torch.equal(t, before[n]) for n, t in exported(learner).items())
+    expected = learner.step(random_batch(1))
+    assert math.isfinite(expected.loss)
+
+
+def test_a_batch_without_trained_tokens_or_with_foreign_ones_is_refused(folder: Path, open_learner: Any) -> None:
+    make_model(folder)
+    learner = open_learner()
+    with pytest.raises(LearnerError, match="step 3: the batch holds no trained token"):
+        learner.step(Batch(step=3, samples=()))
+    foreign = sample_of("t", token_ids=np.array([1, VOCAB], np.int32), is_trained=np.array([False, True]))
+    with pytest.raises(LearnerError, match="vocabulary has 131"):
+        learner.step(batch_of(0, [foreign]))
+
+
+def test_the_newest_two_published_versions_stay(folder: Path, tmp_path: Path, open_learner: Any) -> None:
+    make_model(folder)
+    learner = open_learner(msgspec.structs.replace(PLAIN, publish_dtype="bf16"))
+    for _ in range(3):
+        learner.publish()
+        ref = learner.step(random_batch(0)) and learner.publish()
+        assert ref.version == learner.version
+    assert sorted(p.name for p in (tmp_path / "weights").iterdir()) == ["v000002", "v000003"]
+    assert {t.dtype for t in exported(learner).values()} == {torch.bfloat16}
+    raw = msgspec.json.decode((tmp_path / "weights" / "v000003" / "config.json").read_bytes())
+    assert (raw["torch_dtype"], raw["vocab_size"]) == ("bfloat16", VOCAB)
+
+
+def test_an_export_carries_the_tokenizer(folder: Path, tmp_path: Path, open_learner: Any) -> None:
+    make_model(folder)
+    (folder / "tokenizer.json").write_text("{}")
+    open_learner().export_hf(tmp_path / "out")
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert names >= {"model.safetensors", "config.json", "tokenizer.json"}
+
+
+def test_a_layout_that_does_not_fit_the_processes_is_refused(folder: Path, tmp_path: Path) -> None:
+    make_model(folder)
+    config = msgspec.structs.replace(PLAIN, tensor_parallel=2)
+    with pytest.raises(ConfigError, match="= 2, but got world_size=1"):
+        MegatronLearner(config, model_path=folder, weights_dir=tmp_path)
+    with pytest.raises(ConfigError, match="needs an init_method"):
+        MegatronLearner(config, model_path=folder, weights_dir=tmp_path, world_size=2)
+
+
+def test_two_learners_at_once_in_one_process_are_refused(folder: Path, tmp_path: Path, open_learner: Any) -> None:
+    make_model(folder)
+    open_learner()
+    with pytest.raises(LearnerError, match="holds a distributed group already"):
+        MegatronLearner(PLAIN, model_path=folder, weights_dir=tmp_path)
