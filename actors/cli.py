@@ -29,7 +29,9 @@ def _parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help, description=help)
         if has_config:
             sub.add_argument("config", help="a TOML file")
-            sub.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.steps=3 run.name=first")
+            sub.add_argument(
+                "overrides", nargs="*", metavar="key=value", help="for example train.steps=3 run.name=first"
+            )
         return sub
 
     train = command("train", "train by RL; an interrupted run goes on")

@@ -59,7 +59,7 @@ class TinyModel(Section, frozen=True, tag="tiny", tag_field="kind"):
 ModelConfig = HfModel | TinyModel
 
 
-class SftConfig(Section, frozen=True):
+class SftConfig(Section, frozen=True, kw_only=True):
     """A supervised cold start on tool-use traces; tokens that tools wrote are masked."""
 
     traces: tuple[str, ...]
@@ -74,7 +74,7 @@ class SftConfig(Section, frozen=True):
     """With the `nll` loss; its layout may differ from the RL learner's."""
 
 
-class EvalConfig(Section, frozen=True):
+class EvalConfig(Section, frozen=True, kw_only=True):
     """How the policy is measured."""
 
     data: DataConfig
@@ -96,7 +96,7 @@ class RuntimeConfig(Section, frozen=True):
     """How long a process may take until it answers for the first time."""
 
 
-class Config(Section, frozen=True):
+class Config(Section, frozen=True, kw_only=True):
     """One configuration file. Paths may name parts of a generated task: `world:train`, `world:corpus`, ..."""
 
     run: RunConfig = RunConfig()

@@ -1,6 +1,6 @@
 """RunDir: the folder of one run, what lies in it, and whether a run may go on there.
 
-    runs/NAME/  config.json  metrics.jsonl  summary.json  journal/  checkpoints/  best/  logs/
+runs/NAME/  config.json  metrics.jsonl  summary.json  journal/  checkpoints/  best/  logs/
 """
 
 import contextlib

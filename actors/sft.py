@@ -83,5 +83,3 @@ def _samples(path: str, config: SftConfig, runtime: LocalRuntime) -> list[Sample
 
 def _trained(sample: Sample) -> int:
     return int(sum(advantages.sum() for advantages in sample.advantages))
-
-

@@ -9,9 +9,9 @@ from typing import BinaryIO
 
 import msgspec
 
-from actors.config import Config, EvalConfig
-from actors.evaluate import Evaluation, evaluation_rollout, grow_all
+from actors.config import Config
 from actors.materials import materialise
+from actors.measure import ask
 from actors.run_dir import RunDir, Status, Summary, write_whole
 from actors.runtime import LocalRuntime
 from actors.sft import run_sft
@@ -20,7 +20,6 @@ from engine.config import digest
 from engine.controller import Controller
 from engine.dataset import PromptDataset
 from engine.events import AnyEvent, Checkpointed, Evaluated, RunStarted, StepFinished
-from engine.inference.router import Router
 from engine.journal import Journal
 from engine.metrics import MetricsFold, StepMetrics
 from engine.run_state import RunState
@@ -99,7 +98,7 @@ class Training:
             async def evaluate() -> dict[str, float]:
                 assert config.eval is not None
                 assert questions is not None
-                metrics = await self._evaluate(config, config.eval, questions, runtime, router)
+                metrics = await ask(questions, config.eval, config=config, runtime=runtime, router=router)
                 if all(metrics["success"] > before.metrics["success"] for before in self._evaluations):
                     await trainer.export_hf(str(self._run.best))
                 return metrics
@@ -196,21 +195,6 @@ class Training:
             self._watcher.phase("supervised cold start", config.sft.steps)
             await run_sft(config.sft, runtime, target=target, seed=config.run.seed, on_step=self._watcher.sft_step)
         return str(target)
-
-    async def _evaluate(
-        self, config: Config, settings: EvalConfig, questions: PromptDataset, runtime: LocalRuntime, router: Router
-    ) -> dict[str, float]:
-        rollout = evaluation_rollout(config.rollout, samples=settings.samples, temperature=settings.temperature)
-        evaluation = Evaluation()
-        await grow_all(
-            questions.prompts(),
-            # What evaluation samples is measured, not trained: it stays out of the journal.
-            runtime.rollouts(router, config=rollout, seed=config.run.seed, emit=lambda event: None),
-            config=rollout,
-            concurrency=settings.concurrency,
-            on_group=evaluation.add,
-        )
-        return evaluation.metrics(k=settings.samples)
 
     def _now(self) -> float:
         return self._base_t + time.monotonic() - self._started_s

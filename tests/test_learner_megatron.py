@@ -26,7 +26,7 @@ from engine.types import (
     TrajectoryTree,
 )
 from learner.advantage import ArpoSoft, estimate
-from learner.config import Decoupled, LearnerConfig, LossConfig, Nll, NoCorrection, Ppo, SequenceMean
+from learner.config import ConstantSchedule, Decoupled, LearnerConfig, LossConfig, Nll, NoCorrection, Ppo, SequenceMean
 from learner.megatron import MegatronLearner
 from learner.sft import batch_of, sample_of
 
@@ -217,6 +217,31 @@ def test_one_step_has_the_loss_and_the_gradient_of_an_independent_implementation
         assert float((seen - grad.double()).abs().max()) <= 1e-4 * largest, name
 
 
+def test_an_update_is_adamw_on_the_clipped_gradient_and_spares_norms_and_biases(
+    folder: Path, open_learner: Any
+) -> None:
+    model = make_model(folder, "qwen2", is_tied=True)
+    batch = random_batch(6)
+    loss = reference_loss(model, batch, PLAIN)
+    loss.backward()
+    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.01))
+    assert norm > 0.02
+    eps = 1e-4
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.5},
+        {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    torch.optim.AdamW(groups, lr=0.1 / 4, betas=(0.8, 0.9), eps=eps).step()
+    changes = {"lr": 0.1, "schedule": ConstantSchedule(warmup_steps=3), "betas": (0.8, 0.9), "adam_eps": eps}
+    learner = open_learner(msgspec.structs.replace(PLAIN, weight_decay=0.5, grad_clip=0.01, **changes))
+    report = learner.step(batch)
+    assert report.learning_rate == pytest.approx(0.1 / 4)
+    assert report.grad_norm == pytest.approx(norm, rel=1e-5)  # as it was before the clip
+    ours = exported(learner)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(ours[name], parameter.detach(), rtol=0, atol=2e-5)
+
+
 def test_the_report_counts_and_measures_what_was_trained(folder: Path, open_learner: Any) -> None:
     model = make_model(folder)
     batch = random_batch(2)
@@ -283,7 +308,7 @@ def test_supervised_traces_are_learned_by_heart(folder: Path, open_learner: Any)
 @pytest.mark.parametrize("dtype", ["float32", "bf16"])
 def test_a_restored_checkpoint_continues_bitwise(dtype: Any, folder: Path, tmp_path: Path, open_learner: Any) -> None:
     make_model(folder)
-    config = msgspec.structs.replace(PLAIN, dtype=dtype, num_minibatches=2)
+    config = msgspec.structs.replace(PLAIN, dtype=dtype, num_minibatches=2, schedule=ConstantSchedule(warmup_steps=9))
     learner = open_learner(config, weights="first")
     learner.step(random_batch(0))
     learner.save(tmp_path / "ckpt")
@@ -295,6 +320,7 @@ def test_a_restored_checkpoint_continues_bitwise(dtype: Any, folder: Path, tmp_p
     report = learner.step(random_batch(1))
     assert msgspec.structs.replace(report, duration_s=0) == msgspec.structs.replace(expected_report, duration_s=0)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in exported(learner).items())
+    assert report.learning_rate == pytest.approx(1e-2 * 2 / 10)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ckpt", "first", "model", "second"]
 
 

@@ -130,6 +130,16 @@ def test_a_packed_layout_attends_as_each_sequence_alone_would(lengths: list[int]
     assert layout.positions.tolist() == [p for n in lengths for p in range(n)]
 
 
+def test_rotary_angles_follow_the_depths_of_a_layout_not_the_places_in_the_row() -> None:
+    layout = PackedLayout.of((2, 3), torch.zeros(0, dtype=torch.long))
+    rotary = RotaryPositions(shape_of({**HF, "head_dim": 4, "rope_theta": 100.0}))
+    asked = rotary.get_rotary_seq_len(None, None, None, None, layout)
+    angles = rotary(asked, packed_seq=False, cp_group=None)
+    assert angles.shape == (5, 1, 1, 4)
+    np.testing.assert_allclose(angles[:, 0, 0, 0], [0, 1, 0, 1, 2])
+    np.testing.assert_allclose(angles[:, 0, 0, 3], [0, 0.1, 0, 0.1, 0.2], rtol=1e-6)
+
+
 def test_llama_3_rope_equals_the_reference_implementation() -> None:
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding

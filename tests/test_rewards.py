@@ -107,10 +107,8 @@ def test_official_reward_reads_tags_as_the_released_code(text: str, score: float
         ("car", "boat", 0.0),
         ("-5", "5", 1.0),
         ("3.14", "314", 1.0),
-        ("1,000", "1000", 1.0),
         ("0.5", "1/2", 0.0),
         ("A", "A", 0.0),
-        ("D", "D", 1.0),
         ("theatre", "atre", 0.0),
         ("yes", "Yes.", 1.0),
         ("yes it is", "yes", 0.0),
@@ -137,6 +135,7 @@ ARPO_FORMAT = {
     "think closed before it is opened": (answer("5", before="</think> <think>"), -1.0),
     "answer before think": (answer("5", before="") + " <think> t </think>", -1.0),
     "answer while thinking": ("<think> t <answer> \\boxed{5} </answer> </think>", -1.0),
+    "answer in the second thought": (answer("5", before=THINK + "<think> "), -1.0),
     "call while thinking": (answer("5", before="<think> a <search> q </search> <result> r </result> b </think> "), 1.0),
     "something behind the answer": (answer("5") + " <search> q </search>", -1.0),
     "stray closing tag": (answer("5", before=THINK + "</search> "), -1.0),
@@ -250,9 +249,9 @@ def test_a_number_equals_itself_in_every_spelling(value) -> None:
     for spelling in (
         f"{sign}{top}/{bottom}",
         f"{sign}\\frac{{{top}}}{{{bottom}}}",
-        f"\\dfrac{{{sign}{top}}}{{{bottom}}}",
+        f"\\frac{{{sign}{top}}}{{{bottom}}}",
     ):
-        assert number(spelling.replace("dfrac", "frac")) == value
+        assert number(spelling) == value
         assert answer_score(spelling, str(value)) == 1.0
         assert is_same(spelling, str(value))
         assert answer_score(spelling, str(value + 1)) == 0.0

@@ -203,6 +203,16 @@ def test_leaving_waits_for_what_runs_and_refuses_what_queues() -> None:
     assert run_virtual(main()) == (["ok", "refused", "refused"], "refused", 1.0)
 
 
+def test_what_is_refused_at_the_end_does_not_wait_for_its_turn_in_the_rate() -> None:
+    async def main() -> tuple[list[str], float]:
+        async with Executor([slow_tool(latency_s=1.0, max_concurrency=1, calls_per_s=0.01)]) as executor:
+            calls = [asyncio.create_task(executor.call(ask())) for _ in range(3)]
+            await asyncio.sleep(0.5)
+        return [(await call).status for call in calls], asyncio.get_running_loop().time()
+
+    assert run_virtual(main()) == (["ok", "refused", "refused"], 1.0)
+
+
 def test_counters_tell_what_became_of_every_call() -> None:
     async def main(executor: Executor) -> ToolStatistics:
         await asyncio.gather(executor.call(ask()), executor.call(ask()), executor.call(ask(wrong=1)))

@@ -133,7 +133,7 @@ def test_a_child_left_behind_neither_delays_nor_outlives_the_result(tmp_path: Pa
         os.close(descriptor)
 
 
-def test_calls_leave_no_descriptor_open() -> None:
+def test_calls_leave_no_descriptor_open_and_nothing_behind(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> tuple[int, int]:
         await run_python("1", config=PythonConfig())
         before = len(os.listdir("/proc/self/fd"))
@@ -142,6 +142,8 @@ def test_calls_leave_no_descriptor_open() -> None:
 
     before, after = asyncio.run(main())
     assert after == before
+    # A pipe that does not end with its process group would be reported.
+    assert [record for record in caplog.records if record.name == "tools.python"] == []
 
 
 def test_a_missing_interpreter_is_an_error_of_one_line() -> None:

@@ -246,6 +246,7 @@ def test_every_word_is_in_the_vocabulary_and_round_trips(
 ) -> None:
     words = msgspec.json.decode(Path(files.words).read_bytes(), type=list[str])
     assert len(words) == files.num_words
+    assert words == sorted(words)
     make_word_tokenizer(tmp_path, words=words)
     tokenizer = load_tokenizer(tmp_path)
     unknown = tokenizer.encode("neverheard")

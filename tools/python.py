@@ -12,6 +12,7 @@ and does not bind root at all. Run untrusted policies in a container, or on a ma
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -25,6 +26,8 @@ from msgspec import Meta
 from engine.config import Positive, PositiveFloat, Section
 from engine.errors import ToolError
 from tools.schema import Tool, tool
+
+logger = logging.getLogger(__name__)
 
 _CHILD = Path(__file__).with_name("python_child.py")
 _DRAIN_S = 1.0
@@ -112,10 +115,12 @@ async def _run_in(folder: str, source: IO[bytes], *, config: PythonConfig) -> st
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(_DRAIN_S):
                 await stdout.ended.wait()
                 await stderr.ended.wait()
+        except TimeoutError:
+            logger.warning("python: a process has left the group of its call, and goes on")
     return _verdict(exit_code, stdout=stdout, stderr=stderr, config=config)
 
 

@@ -10,19 +10,19 @@ Axes: N new tokens of the step, S segments, R rows of the slot table, L layers.
 # torch's stubs leave parts of many signatures open.
 # pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 
+import ctypes
 from functools import cached_property
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from engine.errors import ConfigError
 from engine.inference.shape import ModelShape
 from engine.types import Int32
 
-AttentionChoice = Literal["auto", "kernel", "torch"]
+MAX_NATIVE_HEAD_DIM = 256
 
 
 class Segments:
@@ -96,22 +96,14 @@ def rope_tables(shape: ModelShape, *, num_positions: int, device: torch.device) 
 
 
 def make_attention(
-    shape: ModelShape, cache: KVCache, *, num_positions: int, choice: AttentionChoice = "auto"
+    shape: ModelShape, cache: KVCache, *, num_positions: int, native: ctypes.CDLL | None
 ) -> PagedAttention:
-    """The C kernel for float32 on a CPU where it can be built, torch otherwise; or the one asked for.
-
-    Raises `ConfigError` where the kernel is asked for by name and cannot run.
-    """
+    """The C kernel where the library is given and has the head dimension, torch otherwise."""
     cosines, sines = rope_tables(shape, num_positions=num_positions, device=cache.keys.device)
-    fits = cache.keys.device.type == "cpu" and cache.keys.dtype == torch.float32
-    if choice == "kernel" or (choice == "auto" and fits):
-        from engine.inference.kernel import KernelAttention, load_kernel
+    if native is not None and shape.head_dim <= MAX_NATIVE_HEAD_DIM:
+        from engine.inference.kernel import KernelAttention
 
-        kernel = load_kernel() if fits else None
-        if kernel is not None and shape.head_dim <= 256:
-            return KernelAttention(kernel, shape, cache, cosines=cosines, sines=sines)
-        if choice == "kernel":
-            raise ConfigError("attention 'kernel' needs float32 on a CPU, head_dim <= 256 and a working C compiler")
+        return KernelAttention(native, shape, cache, cosines=cosines, sines=sines)
     return TorchAttention(shape, cache, cosines=cosines, sines=sines)
 
 

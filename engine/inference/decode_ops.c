@@ -26,7 +26,8 @@ void gated_silu(const float *restrict both, float *restrict out, int64_t rows, i
 #define CHUNK 64
 
 /* Draws one token a row: the first whose cumulative probability, in vocabulary order, exceeds coins[r] in [0, 1);
- * for temperatures[r] == 0 the likeliest, under temperature 1. `logits` is overwritten by e^(scaled logit - largest).
+ * for temperatures[r] == 0 the likeliest, under temperature 1. `logits` is overwritten by e^(scaled logit - largest),
+ * exactly 0 below e^-87, and what has 0 is never drawn.
  * Sums are in float64 over chunks of 64, so that neither a large vocabulary nor the tail of a distribution is lost. */
 void draw(float *restrict logits, const float *restrict temperatures, const double *restrict coins, int64_t rows,
           int64_t size, int32_t *restrict tokens, float *restrict logprobs, float *restrict entropies) {
@@ -42,7 +43,8 @@ void draw(float *restrict logits, const float *restrict temperatures, const doub
             int64_t end = begin + CHUNK < size ? begin + CHUNK : size;
             float sum = 0.0f, product = 0.0f;
             for (int64_t i = begin; i < end; i++) {
-                float score = (logits[i] - top) * scale, weight = exp_clamped(score);
+                float score = (logits[i] - top) * scale;
+                float weight = score < -87.0f ? 0.0f : exp_clamped(score);
                 logits[i] = weight;
                 sum += weight;
                 product += weight * score;

@@ -49,8 +49,9 @@ class EmbeddedConfig(Section):
     """`auto` takes a GPU where there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto` is float32 on a CPU and bfloat16 on a GPU. Log-probabilities are computed in float32 either way."""
-    attention: Literal["auto", "kernel", "torch"] = "auto"
-    """`kernel` is C, for float32 on a CPU; `auto` takes it where it can be built and says so where it cannot."""
+    kernels: Literal["auto", "native", "torch"] = "auto"
+    """Attention and the small operations: `native` is C, for float32 on a CPU; `auto` takes it where it can be built and
+    says so where it cannot."""
     deterministic: bool = False
     """Fix the shape of every matrix product, so that no token depends on what else is in the batch, bit by bit."""
     salt_by_version: bool = True

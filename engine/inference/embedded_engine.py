@@ -10,6 +10,7 @@ One thread at a time may call it. `embedded.EmbeddedGenerator` is its asynchrono
 # torch's stubs leave parts of many signatures open.
 # pyright: reportUnknownMemberType=false
 
+import ctypes
 import logging
 import time
 
@@ -21,8 +22,10 @@ from engine.inference.attention import Segments, make_attention, make_kv_cache
 from engine.inference.batching import Batching
 from engine.inference.embedded import EmbeddedConfig
 from engine.inference.model import Decoder
+from engine.inference.native import load_native
+from engine.inference.ops import NativeOps, Ops, Sampled, TorchOps
 from engine.inference.rows import ActiveRequest
-from engine.inference.sampling import Sampled, SamplingRows, sample
+from engine.inference.sampling import SamplingRows, sample
 from engine.inference.shape import read_shape
 from engine.inference.stopping import StopStrings
 from engine.interfaces import Tokenizer
@@ -55,12 +58,16 @@ class EmbeddedEngine:
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(config.dtype)
         if dtype is None:
             dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        native = _native(config, fits=device.type == "cpu" and dtype == torch.float32)
         self.shape = read_shape(model_path)
         self._config = config
         self._device = device
+        self._ops: Ops = TorchOps() if native is None else NativeOps(native)
         cache = make_kv_cache(self.shape, num_slots=config.max_kv_tokens, device=device, dtype=dtype)
-        attention = make_attention(self.shape, cache, num_positions=self._max_length, choice=config.attention)
-        self._model = Decoder(self.shape, attention, device=device, dtype=dtype, is_deterministic=config.deterministic)
+        attention = make_attention(self.shape, cache, num_positions=self._max_length, native=native)
+        self._model = Decoder(
+            self.shape, attention, self._ops, device=device, dtype=dtype, is_deterministic=config.deterministic
+        )
         self._model.load(model_path)
         self._batching = Batching(
             max_kv_tokens=config.max_kv_tokens, max_running=config.max_running, prefill_chunk=config.prefill_chunk
@@ -201,7 +208,7 @@ class EmbeddedEngine:
                 rows.seeds[sampled_rows],
                 positions,
             )
-            self._append(sampled_rows, positions, sample(logits, how))
+            self._append(sampled_rows, positions, sample(logits, how, ops=self._ops))
 
     def _append(self, at: Int32, positions: Int32, sampled: Sampled) -> None:
         """Write one sampled token to each of the rows `at`, and stream and end what is due."""
@@ -262,6 +269,13 @@ class EmbeddedEngine:
         )
         active.has_unsent_mixed = active.is_mixed
         active.num_cached = active.num_prefilled = 0
+
+
+def _native(config: EmbeddedConfig, *, fits: bool) -> ctypes.CDLL | None:
+    native = load_native() if fits and config.kernels != "torch" else None
+    if native is None and config.kernels == "native":
+        raise ConfigError("kernels 'native' need float32 on a CPU and a working C compiler")
+    return native
 
 
 def _device(config: EmbeddedConfig) -> torch.device:

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from engine.inference.attention import Norms, PagedAttention, Segments
 from engine.inference.loading import copy_weights
+from engine.inference.ops import Ops
 from engine.inference.shape import ModelShape, parameter_shapes
 
 ROWS_PER_PRODUCT = 32
@@ -47,6 +48,7 @@ class Decoder:
         self,
         shape: ModelShape,
         attention: PagedAttention,
+        ops: Ops,
         *,
         device: torch.device,
         dtype: torch.dtype,
@@ -54,6 +56,7 @@ class Decoder:
     ) -> None:
         self.shape = shape
         self._attention = attention
+        self._ops = ops
         self._is_deterministic = is_deterministic
         self._device = device
         hidden, qkv = shape.hidden_size, shape.query_size + 2 * shape.kv_size
@@ -114,27 +117,25 @@ class Decoder:
 
         `token_ids` is int64 [N] in the order of the segments, `logit_rows` int64 indices into it.
         """
-        shape = self.shape
-        eps, mid, size = shape.rms_eps, shape.intermediate_size, (shape.hidden_size,)
+        eps, ops = self.shape.rms_eps, self._ops
         if self._is_deterministic:
             token_ids = functional.pad(token_ids, (0, -token_ids.numel() % ROWS_PER_PRODUCT))
         self._attention.begin(segments)
-        hidden = functional.embedding(token_ids, self._embedding)
+        hidden = self._embedding.index_select(0, token_ids)
         for index, layer in enumerate(self._layers):
-            normed = functional.rms_norm(hidden, size, layer.input_norm, eps)
+            normed = ops.rms_norm(hidden, layer.input_norm, eps)
             qkv = self._product(normed, layer.qkv)
             if layer.qkv_bias is not None:
                 qkv += layer.qkv_bias
             hidden = self._add_product(hidden, self._attention.attend(index, qkv, layer.norms), layer.output)
-            normed = functional.rms_norm(hidden, size, layer.post_norm, eps)
-            both = self._product(normed, layer.gate_up)
-            gated = functional.silu(both[:, :mid]).mul_(both[:, mid:])
+            normed = ops.rms_norm(hidden, layer.post_norm, eps)
+            gated = ops.gated_silu(self._product(normed, layer.gate_up))
             hidden = self._add_product(hidden, gated, layer.down)
         hidden = hidden.index_select(0, logit_rows)
         count = hidden.shape[0]
         if self._is_deterministic:
             hidden = functional.pad(hidden, (0, 0, 0, -count % ROWS_PER_PRODUCT))
-        hidden = functional.rms_norm(hidden, size, self._final_norm, eps)
+        hidden = ops.rms_norm(hidden, self._final_norm, eps)
         return self._product(hidden, self._head)[:count].float()
 
     def _product(self, x: Tensor, weight: Tensor) -> Tensor:

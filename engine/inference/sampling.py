@@ -18,9 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.inference.ops import Ops, Sampled
 from engine.types import Float32, Int32
 
 UInt64 = NDArray[np.uint64]
+_HIDDEN = -1e30
+"""A logit whose probability is exactly zero, and finite, so that zero times it is zero."""
 
 
 class SamplingRows(NamedTuple):
@@ -34,15 +37,6 @@ class SamplingRows(NamedTuple):
     seeds: UInt64
     positions: Int32
     """Index of the sampled token in its sequence, prompt included."""
-
-
-class Sampled(NamedTuple):
-    """One token a row, [M] each."""
-
-    token_ids: Int32
-    logprobs: Float32
-    entropies: Float32
-    """Nats, exact."""
 
 
 def uniforms(seeds: UInt64, positions: Int32) -> NDArray[np.float64]:
@@ -63,46 +57,28 @@ def _mix(x: UInt64) -> UInt64:
 
 
 @torch.inference_mode()
-def sample(logits: Tensor, rows: SamplingRows) -> Sampled:
-    """Draw one token from each row of float32 `logits` [M, V], which may be overwritten."""
-    is_greedy = rows.temperatures == 0
-    temperatures = np.where(is_greedy, np.float32(1), rows.temperatures)
-    if (temperatures != 1).any():
-        logits /= torch.from_numpy(temperatures)[:, None].to(logits.device)
-    logprobs = torch.log_softmax(logits, dim=-1)
-    is_truncated = ((rows.top_ps < 1) | (rows.top_ks > 0)) & ~is_greedy
+def sample(logits: Tensor, rows: SamplingRows, *, ops: Ops) -> Sampled:
+    """Draw one token from each row of float32 `logits` [M, V], which are overwritten."""
+    temperatures = rows.temperatures
+    is_truncated = ((rows.top_ps < 1) | (rows.top_ks > 0)) & (temperatures > 0)
     if is_truncated.any():
         index = torch.from_numpy(np.flatnonzero(is_truncated)).to(logits.device)
-        logprobs[index] = _truncate(logprobs[index], rows.top_ps[is_truncated], rows.top_ks[is_truncated])
-    probabilities = logprobs.exp()
-    if is_truncated.any():
-        entropies = torch.special.entr(probabilities).sum(dim=-1)  # 0 where a probability is 0
-    else:
-        entropies = (probabilities * logprobs).sum(dim=-1).neg_()
-    cumulative = probabilities.cumsum(dim=-1, dtype=torch.float64)
-    coins = torch.from_numpy(uniforms(rows.seeds, rows.positions)).to(logits.device)
-    chosen = torch.searchsorted(cumulative, coins[:, None] * cumulative[:, -1:], right=True)
-    chosen.clamp_(max=logits.shape[1] - 1)  # only not-a-number gets there; its entropy tells the caller
-    if is_greedy.any():
-        greedy = torch.from_numpy(is_greedy).to(logits.device)[:, None]
-        chosen = torch.where(greedy, logits.argmax(dim=-1, keepdim=True), chosen)
-    return Sampled(
-        chosen[:, 0].to("cpu", torch.int32).numpy(),
-        logprobs.gather(1, chosen)[:, 0].cpu().numpy(),
-        entropies.cpu().numpy(),
-    )
+        scaled = logits[index] / torch.from_numpy(temperatures[is_truncated])[:, None].to(logits.device)
+        logits[index] = _truncate(scaled, rows.top_ps[is_truncated], rows.top_ks[is_truncated])
+        temperatures = np.where(is_truncated, np.float32(1), temperatures)
+    return ops.draw(logits, temperatures, uniforms(rows.seeds, rows.positions))
 
 
-def _truncate(logprobs: Tensor, top_ps: Float32, top_ks: Int32) -> Tensor:
-    """Keep the `top_k` likeliest tokens, then the fewest of them that hold `top_p` of what is left; renormalise."""
-    vocab_size = logprobs.shape[1]
-    ordered, order = logprobs.sort(dim=-1, descending=True, stable=True)
-    ks = torch.from_numpy(np.where(top_ks > 0, top_ks, vocab_size)).to(logprobs.device)[:, None]
-    ordered = ordered.masked_fill(torch.arange(vocab_size, device=logprobs.device) >= ks, -torch.inf)
+def _truncate(logits: Tensor, top_ps: Float32, top_ks: Int32) -> Tensor:
+    """Keep the `top_k` likeliest tokens, then the fewest of them that hold `top_p` of what is left; hide the others."""
+    vocab_size = logits.shape[1]
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    ks = torch.from_numpy(np.where(top_ks > 0, top_ks, vocab_size)).to(logits.device)[:, None]
+    ordered = ordered.masked_fill(torch.arange(vocab_size, device=logits.device) >= ks, _HIDDEN)
     probabilities = torch.softmax(ordered, dim=-1)
     before = probabilities.cumsum(dim=-1, dtype=torch.float64) - probabilities
-    ps = torch.from_numpy(top_ps).to(logprobs.device)[:, None]
+    ps = torch.from_numpy(top_ps).to(logits.device)[:, None]
     outside = (before >= ps) & (ps < 1)
     outside[:, 0] = False
-    ordered = torch.log_softmax(ordered.masked_fill(outside, -torch.inf), dim=-1)
-    return torch.empty_like(logprobs).scatter_(1, order, ordered)
+    ordered = ordered.masked_fill(outside, _HIDDEN)
+    return torch.empty_like(logits).scatter_(1, order, ordered)

@@ -1,0 +1,217 @@
+"""What each command does, and what a person sees of it; errors become one line and an exit code here, once."""
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from actors.cli import BAD_INPUT, INTERRUPTED
+from actors.config import Config
+from engine import config as configuration
+from engine.errors import ArpoError, ConfigError, DataError
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry out one parsed command line and return its exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        return _COMMANDS[arguments.command](arguments)
+    except KeyboardInterrupt:
+        sys.stderr.write("arpo: interrupted\n")
+        return INTERRUPTED
+    except (ArpoError, BaseExceptionGroup) as error:
+        cause = _cause(error)
+        if not isinstance(cause, ArpoError):
+            raise
+        sys.stderr.write(f"arpo: {cause}\n")
+        return BAD_INPUT if isinstance(cause, ConfigError | DataError) else 1
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The first error in nested groups: siblings that were cancelled because of it are not in there."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _interruptible(main: Coroutine[Any, Any, T]) -> T:
+    """Run to the end; SIGINT and SIGTERM cancel in order, a second one ends the process at once."""
+
+    async def watched() -> T:
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None
+        signals = 0
+
+        def interrupt() -> None:
+            nonlocal signals
+            signals += 1
+            if signals > 1:
+                os._exit(INTERRUPTED)
+            task.cancel()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, interrupt)
+        return await main
+
+    try:
+        return asyncio.run(watched())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+
+
+def _config(arguments: argparse.Namespace, **shorthands: Any) -> Config:
+    """The configuration with its overrides; a shorthand is an override that was given as an option."""
+    overrides = [*arguments.overrides, *(f"{key}={json.dumps(v)}" for key, v in shorthands.items() if v is not None)]
+    return configuration.load(arguments.config, Config, overrides=overrides)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from actors.display import Display
+    from actors.run_dir import RunDir, choose
+    from actors.train import train
+
+    config = _config(arguments, **{"data.path": arguments.data})
+    chosen: RunDir = choose(config, stem=Path(arguments.config).stem, fresh=arguments.fresh)
+    with Display(chosen.path) as display:
+        if chosen.is_finished and not arguments.fresh:
+            display.note(f"{chosen.path} is finished already; --fresh trains it anew, run.name=... another one")
+        else:
+            if arguments.fresh:
+                shutil.rmtree(chosen.path, ignore_errors=True)
+            _interruptible(train(config, chosen, watcher=display))
+        if chosen.summary is not None:
+            display.summary(chosen.summary)
+    return 0
+
+
+def _sft(arguments: argparse.Namespace) -> int:
+    from actors.display import Display
+    from actors.materials import materialise
+    from actors.run_dir import choose
+    from actors.runtime import LocalRuntime
+    from actors.sft import run_sft
+
+    config = _config(arguments)
+    if config.sft is None:
+        raise ConfigError(f"{arguments.config}: no [sft] section - at $.sft")
+    settings = config.sft
+    chosen = choose(config, stem=f"{Path(arguments.config).stem}-sft", fresh=False)
+
+    async def main() -> None:
+        ready = materialise(config)
+        async with LocalRuntime(ready, chosen.path) as runtime:
+            assert ready.sft is not None
+            seed = config.run.seed
+            await run_sft(ready.sft, runtime, target=chosen.path / "sft", seed=seed, on_step=display.sft_step)
+
+    with chosen.locked(), Display(chosen.path) as display:
+        chosen.write_config(config)
+        display.phase("supervised fine-tuning", settings.steps)
+        _interruptible(main())
+        display.note(f"the model is in {chosen.path / 'sft'}")
+    return 0
+
+
+def _rollout(arguments: argparse.Namespace) -> int:
+    from actors.display import Display
+    from actors.rollout import rollout
+
+    config = _config(arguments, **{"data.path": arguments.data, "data.limit": arguments.limit})
+    out = Path(arguments.out)
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out {out}: no such folder {out.parent}")
+    with tempfile.TemporaryDirectory(prefix="arpo-rollout-") as scratch, Display(out) as display:
+        display.phase("rollouts", config.data.limit)
+        totals = _interruptible(
+            rollout(
+                config,
+                out=out,
+                run_dir=Path(scratch),
+                concurrency=arguments.concurrency,
+                on_group=display.group,
+            )
+        )
+        display.table("rollouts", totals)
+    return 0
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from actors.display import Display
+    from actors.measure import measure
+
+    config = _config(arguments, **{"eval.data.path": arguments.data, "eval.samples": arguments.k})
+    if config.eval is None:
+        raise ConfigError(f"{arguments.config}: no [eval] section, and no --data - at $.eval")
+    with tempfile.TemporaryDirectory(prefix="arpo-eval-") as scratch, Display(Path(config.eval.data.path)) as display:
+        display.phase("evaluation", config.eval.data.limit)
+        metrics = _interruptible(measure(config, config.eval, run_dir=Path(scratch), on_group=display.group))
+        display.table("evaluation", metrics)
+    encoded = json.dumps(metrics, indent=2)
+    sys.stdout.write(encoded + "\n")
+    if arguments.json:
+        Path(arguments.json).write_text(encoded + "\n", encoding="utf-8")
+    return 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from actors.bench.harness import run_bench
+    from actors.display import Display
+
+    with Display(Path()) as display:
+        names = ("decode", "async") if arguments.name == "all" else (arguments.name,)
+        reports = [run_bench(name, is_quick=arguments.quick, on_progress=display.note) for name in names]
+        for report in reports:
+            display.table(report.bench, report.figures)
+    if arguments.json:
+        content = reports[0] if len(reports) == 1 else reports
+        Path(arguments.json).write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=2))
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from actors.materials import materialise
+    from actors.run_dir import RunDir
+    from actors.runtime import LocalRuntime
+
+    run_dir = RunDir(Path(arguments.run))
+    config = run_dir.config
+    if config is None:
+        raise ConfigError(f"{run_dir.path}: no run there (config.json is missing)")
+    checkpoints = sorted(run_dir.checkpoints.glob("step-*"))
+    if not checkpoints:
+        raise DataError(f"{run_dir.checkpoints}: no checkpoint yet")
+
+    async def main() -> None:
+        async with LocalRuntime(materialise(config), Path(scratch)) as runtime:
+            trainer = await runtime.start_trainer()
+            await trainer.load(str(checkpoints[-1]))
+            await trainer.export_hf(arguments.hf)
+
+    with tempfile.TemporaryDirectory(prefix="arpo-export-") as scratch:
+        _interruptible(main())
+    return 0
+
+
+_COMMANDS = {
+    "train": _train,
+    "sft": _sft,
+    "rollout": _rollout,
+    "eval": _eval,
+    "bench": _bench,
+    "export": _export,
+}

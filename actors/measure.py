@@ -1,0 +1,51 @@
+"""`arpo eval`: a policy on a file of questions, without a learner."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from actors.config import Config, EvalConfig
+from actors.evaluate import Evaluation, evaluation_rollout, grow_all
+from actors.materials import materialise
+from actors.runtime import LocalRuntime
+from engine.dataset import PromptDataset
+from engine.inference.router import Router
+from engine.types import TrajectoryGroup
+
+
+async def measure(
+    config: Config, settings: EvalConfig, *, run_dir: Path, on_group: Callable[[TrajectoryGroup], None]
+) -> dict[str, float]:
+    """Start the generators, ask every question, and return the metrics of `Evaluation`."""
+    config = materialise(config)
+    assert config.eval is not None
+    async with LocalRuntime(config, run_dir) as runtime:
+        questions = PromptDataset(config.eval.data, renderer=runtime.renderer)
+        router = await runtime.start_generators()
+        return await ask(questions, settings, config=config, runtime=runtime, router=router, on_group=on_group)
+
+
+async def ask(
+    questions: PromptDataset,
+    settings: EvalConfig,
+    *,
+    config: Config,
+    runtime: LocalRuntime,
+    router: Router,
+    on_group: Callable[[TrajectoryGroup], None] = lambda group: None,
+) -> dict[str, float]:
+    """Ask every question of the policy behind `router`. What is sampled is measured, not trained: no journal has it."""
+    rollout = evaluation_rollout(config.rollout, samples=settings.samples, temperature=settings.temperature)
+    evaluation = Evaluation()
+
+    def add(group: TrajectoryGroup) -> None:
+        evaluation.add(group)
+        on_group(group)
+
+    await grow_all(
+        questions.prompts(),
+        runtime.rollouts(router, config=rollout, seed=config.run.seed, emit=lambda event: None),
+        config=rollout,
+        concurrency=settings.concurrency,
+        on_group=add,
+    )
+    return evaluation.metrics(k=settings.samples)
