@@ -116,14 +116,14 @@ def _sft(arguments: argparse.Namespace) -> int:
         ready = materialise(config)
         async with LocalRuntime(ready, chosen.path) as runtime:
             assert ready.sft is not None
-            seed = config.run.seed
-            await run_sft(ready.sft, runtime, target=chosen.path / "sft", seed=seed, on_step=display.sft_step)
+            target = chosen.path / "hf"
+            await run_sft(ready.sft, runtime, target=target, seed=config.run.seed, watcher=display)
 
     with chosen.locked(), Display(chosen.path) as display:
         chosen.write_config(config)
         display.phase("supervised fine-tuning", settings.steps)
         _interruptible(main())
-        display.note(f"the model is in {chosen.path / 'sft'}")
+        display.note(f"the model is in {chosen.path / 'hf'}")
     return 0
 
 
@@ -136,14 +136,13 @@ def _rollout(arguments: argparse.Namespace) -> int:
     if not out.parent.is_dir():
         raise ConfigError(f"--out {out}: no such folder {out.parent}")
     with tempfile.TemporaryDirectory(prefix="arpo-rollout-") as scratch, Display(out) as display:
-        display.phase("rollouts", config.data.limit)
         totals = _interruptible(
             rollout(
                 config,
                 out=out,
                 run_dir=Path(scratch),
                 concurrency=arguments.concurrency,
-                on_group=display.group,
+                watcher=display,
             )
         )
         display.table("rollouts", totals)
@@ -158,8 +157,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     if config.eval is None:
         raise ConfigError(f"{arguments.config}: no [eval] section, and no --data - at $.eval")
     with tempfile.TemporaryDirectory(prefix="arpo-eval-") as scratch, Display(Path(config.eval.data.path)) as display:
-        display.phase("evaluation", config.eval.data.limit)
-        metrics = _interruptible(measure(config, config.eval, run_dir=Path(scratch), on_group=display.group))
+        metrics = _interruptible(measure(config, config.eval, run_dir=Path(scratch), watcher=display))
         display.table("evaluation", metrics)
     encoded = json.dumps(metrics, indent=2)
     sys.stdout.write(encoded + "\n")
@@ -198,7 +196,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
     async def main() -> None:
         async with LocalRuntime(materialise(config), Path(scratch)) as runtime:
-            trainer = await runtime.start_trainer()
+            trainer = await runtime.start_trainer(runtime.model_path)
             await trainer.load(str(checkpoints[-1]))
             await trainer.export_hf(arguments.hf)
 

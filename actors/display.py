@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.table import Table
 
 from actors.run_dir import Summary
-from actors.train import Watcher
+from actors.watcher import Watcher
 from engine.events import Evaluated
 from engine.metrics import StepMetrics
 from engine.types import StepReport, TrajectoryGroup

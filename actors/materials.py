@@ -9,17 +9,27 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from actors.config import Config, HfModel, TinyModel
 from engine.errors import ConfigError, DataError
+from tools.drill import format_drill
 from tools.toolworld import ToolworldConfig, ToolworldFiles
+
+if TYPE_CHECKING:
+    from engine.dataset_files import Row
 
 logger = logging.getLogger(__name__)
 
 WORLD = "world:"
+DRILL = "prompts:drill"
+"""Stands for traces made from the run's own prompts, which teach nothing but the format."""
+NUM_DRILLS = 512
 BPE_TEXTS = 2000
 """Prompts a made tokenizer is trained on; more change little."""
 
@@ -35,6 +45,10 @@ def materialise(config: Config) -> Config:
         config = _with_world(config, files)
     if unresolved := [path for path in _paths(config) if path.startswith(WORLD)]:
         raise ConfigError(f"{unresolved[0]!r} needs a [world] section, and one of {', '.join(_parts())}")
+    if config.sft is not None and DRILL in config.sft.traces:
+        drills = make_drills(config, made)
+        traces = tuple(drills if path == DRILL else path for path in config.sft.traces)
+        config = msgspec.structs.replace(config, sft=msgspec.structs.replace(config.sft, traces=traces))
     if isinstance(config.model, TinyModel):
         config = msgspec.structs.replace(config, model=HfModel(path=make_model(config, config.model, made)))
     assert isinstance(config.model, HfModel)
@@ -47,23 +61,36 @@ def make_world(world: ToolworldConfig, made: Path) -> ToolworldFiles:
     """Generate the task, or find it where it was generated before."""
     from tools.toolworld import generate
 
-    folder = made / f"world-{_fingerprint(world)}"
+    folder = made / f"world-{fingerprint(world)}"
 
     def make(target: Path) -> None:
         files = generate(world, target)
         (target / "files.json").write_bytes(msgspec.json.encode(files))
         logger.info("world: %d passages, %d words in %s", files.num_passages, files.num_words, folder)
 
-    _make_once(folder, make)
+    make_once(folder, make)
     files = msgspec.json.decode((folder / "files.json").read_bytes(), type=ToolworldFiles)
     moved = {name: str(folder / Path(getattr(files, name)).name) for name in _parts()}
     return msgspec.structs.replace(files, **moved)
 
 
+def make_drills(config: Config, made: Path) -> str:
+    """Write the format drill for the first prompts of the data, or find it where it was written before."""
+    folder = made / f"drill-{fingerprint(config.data)}"
+
+    def make(target: Path) -> None:
+        rows = islice(_rows(config), NUM_DRILLS)
+        drills = [format_drill(list(row.messages), rng=Random(row.index)) for row in rows]
+        (target / "traces.jsonl").write_bytes(b"".join(msgspec.json.encode(trace) + b"\n" for trace in drills))
+
+    make_once(folder, make)
+    return str(folder / "traces.jsonl")
+
+
 def make_model(config: Config, model: TinyModel, made: Path) -> str:
     """Make the tiny model and its tokenizer, or find them where they were made before."""
     source = config.world if model.tokenizer == "words" and config.world else config.data.path
-    folder = made / f"model-{_fingerprint((model, source))}"
+    folder = made / f"model-{fingerprint((model, source))}"
 
     def make(target: Path) -> None:
         from engine.inference.tiny import make_tiny_model
@@ -92,7 +119,7 @@ def make_model(config: Config, model: TinyModel, made: Path) -> str:
             eos_token_ids=tokenizer.eos_token_ids,
         )
 
-    _make_once(folder, make)
+    make_once(folder, make)
     return str(folder)
 
 
@@ -109,12 +136,19 @@ def _make_tokenizer(config: Config, model: TinyModel, target: Path) -> None:
 
 
 def _texts(config: Config) -> Iterator[str]:
+    # The drill's own texts are in there too, so that its words are tokens.
+    for row in islice(_rows(config), BPE_TEXTS):
+        yield from (message["content"] for message in row.messages)
+        yield from (segment.text for segment in format_drill([], rng=Random(row.index)).segments)
+
+
+def _rows(config: Config) -> "Iterator[Row]":
     from engine.dataset_files import read_rows
 
     data = config.data
-    rows = read_rows(Path(data.path), prompt=data.prompt_column, answer=data.answer_column, source=data.source_column)
-    for _, row in zip(range(BPE_TEXTS), rows, strict=False):
-        yield from (message["content"] for message in row.messages)
+    return iter(
+        read_rows(Path(data.path), prompt=data.prompt_column, answer=data.answer_column, source=data.source_column)
+    )
 
 
 def _with_world(config: Config, files: ToolworldFiles) -> Config:
@@ -153,11 +187,12 @@ def _parts() -> tuple[str, ...]:
     return ("corpus", "drills", "sft", "test", "train", "valid", "words")
 
 
-def _fingerprint(value: object) -> str:
+def fingerprint(value: object) -> str:
+    """A short name for what a described thing is made of."""
     return hashlib.blake2b(msgspec.json.encode(value, order="deterministic"), digest_size=6).hexdigest()
 
 
-def _make_once(folder: Path, make: Callable[[Path], None]) -> None:
+def make_once(folder: Path, make: Callable[[Path], None]) -> None:
     """Fill `folder` by `make`, whole or not at all, unless it is there already."""
     if folder.exists():
         return

@@ -7,21 +7,22 @@ from actors.config import Config, EvalConfig
 from actors.evaluate import Evaluation, evaluation_rollout, grow_all
 from actors.materials import materialise
 from actors.runtime import LocalRuntime
+from actors.sft import starting_model
+from actors.watcher import Watcher
 from engine.dataset import PromptDataset
 from engine.inference.router import Router
 from engine.types import TrajectoryGroup
 
 
-async def measure(
-    config: Config, settings: EvalConfig, *, run_dir: Path, on_group: Callable[[TrajectoryGroup], None]
-) -> dict[str, float]:
+async def measure(config: Config, settings: EvalConfig, *, run_dir: Path, watcher: Watcher) -> dict[str, float]:
     """Start the generators, ask every question, and return the metrics of `Evaluation`."""
     config = materialise(config)
     assert config.eval is not None
     async with LocalRuntime(config, run_dir) as runtime:
         questions = PromptDataset(config.eval.data, renderer=runtime.renderer)
-        router = await runtime.start_generators()
-        return await ask(questions, settings, config=config, runtime=runtime, router=router, on_group=on_group)
+        router = await runtime.start_generators(await starting_model(config, runtime, watcher=watcher))
+        watcher.phase("evaluation", len(questions))
+        return await ask(questions, settings, config=config, runtime=runtime, router=router, on_group=watcher.group)
 
 
 async def ask(

@@ -1,6 +1,5 @@
 """`arpo rollout`: trees for the prompts of a file, without a learner; one JSON line a trajectory."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -10,6 +9,8 @@ from actors.config import Config
 from actors.evaluate import Evaluation, grow_all
 from actors.materials import materialise
 from actors.runtime import LocalRuntime
+from actors.sft import starting_model
+from actors.watcher import Watcher
 from engine.dataset import PromptDataset
 from engine.renderer import Renderer
 from engine.types import TrajectoryGroup
@@ -37,9 +38,7 @@ class TrajectoryLine(msgspec.Struct, frozen=True, kw_only=True):
     ground_truth: str
 
 
-async def rollout(
-    config: Config, *, out: Path, run_dir: Path, concurrency: int, on_group: Callable[[TrajectoryGroup], None]
-) -> dict[str, Any]:
+async def rollout(config: Config, *, out: Path, run_dir: Path, concurrency: int, watcher: Watcher) -> dict[str, Any]:
     """Grow a tree for each prompt of `config.data` and write its trajectories to `out`, whole or not at all.
 
     Returns the totals: metrics of all trajectories, forks, calls, tokens prefilled and cached.
@@ -51,6 +50,7 @@ async def rollout(
     try:
         async with LocalRuntime(config, run_dir) as runtime:
             dataset = PromptDataset(config.data, renderer=runtime.renderer)
+            model_path = await starting_model(config, runtime, watcher=watcher)
             with partial.open("wb") as lines:
 
                 def write(group: TrajectoryGroup) -> None:
@@ -61,9 +61,10 @@ async def rollout(
                     totals["executed"] += group.num_tool_calls_executed
                     totals["prefilled"] += group.num_tokens_prefilled
                     totals["cached"] += group.num_tokens_cached
-                    on_group(group)
+                    watcher.group(group)
 
-                router = await runtime.start_generators()
+                router = await runtime.start_generators(model_path)
+                watcher.phase("rollouts", dataset.statistics.num_used * config.data.epochs)
                 await grow_all(
                     dataset.prompts(),
                     runtime.rollouts(router, config=config.rollout, seed=config.run.seed, emit=lambda event: None),

@@ -6,8 +6,8 @@ import logging
 import shutil
 import socket
 import tempfile
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Self
 
@@ -61,36 +61,41 @@ class LocalRuntime:
     async def __aexit__(self, *error: object) -> None:
         await self._stack.aclose()
 
-    async def start_generators(self, *, model_path: str | None = None) -> Router:
+    async def start_generators(self, model_path: str) -> Router:
         """Start all generator processes side by side; requests go through the router."""
-        start = StartGenerator(config=self.config.generator, model_path=model_path or self.model_path)
+        start = StartGenerator(config=self.config.generator, model_path=model_path)
         names = [f"generator-{number}" for number in range(self.config.runtime.num_generators)]
-        callers = await self._start_all([(name, start) for name in names], GeneratorError)
+        callers = await self._start_all([(name, start) for name in names], self._stack, kind=GeneratorError)
         self.generators = [RemoteGenerator(caller) for caller in callers]
         return Router(self.generators)
 
-    async def start_trainer(
-        self, *, config: LearnerConfig | None = None, model_path: str | None = None, name: str = "learner"
-    ) -> RemoteTrainer:
-        """Start the ranks of a learner; they meet at a port on loopback."""
-        config = config or self.config.learner
+    async def start_trainer(self, model_path: str) -> RemoteTrainer:
+        """Start the learner, for as long as this runtime lives."""
+        return await self._stack.enter_async_context(self.learner(config=self.config.learner, model_path=model_path))
+
+    @asynccontextmanager
+    async def learner(
+        self, *, config: LearnerConfig, model_path: str, name: str = "learner"
+    ) -> AsyncGenerator[RemoteTrainer, None]:
+        """The ranks of a learner, for the length of the block; they meet at a port on loopback."""
         address = f"tcp://127.0.0.1:{_free_port()}" if config.world_size > 1 else None
-        weights_dir = self._weights_dir(name)
-        starts = [
-            (
-                f"{name}-{rank}",
-                StartLearner(
-                    config=config,
-                    model_path=model_path or self.model_path,
-                    weights_dir=str(weights_dir),
-                    rank=rank,
-                    world_size=config.world_size,
-                    init_method=address,
-                ),
-            )
-            for rank in range(config.world_size)
-        ]
-        return RemoteTrainer(await self._start_all(starts, LearnerError))
+        async with AsyncExitStack() as stack:
+            weights_dir = self._weights_dir(name, stack)
+            starts = [
+                (
+                    f"{name}-{rank}",
+                    StartLearner(
+                        config=config,
+                        model_path=model_path,
+                        weights_dir=str(weights_dir),
+                        rank=rank,
+                        world_size=config.world_size,
+                        init_method=address,
+                    ),
+                )
+                for rank in range(config.world_size)
+            ]
+            yield RemoteTrainer(await self._start_all(starts, stack, kind=LearnerError))
 
     def rollouts(
         self, router: Router, *, config: RolloutConfig, seed: int, emit: Callable[[AnyTreeEvent], None]
@@ -117,7 +122,11 @@ class LocalRuntime:
         return grow
 
     async def _start_all(
-        self, starts: list[tuple[str, StartGenerator | StartLearner]], kind: type[GeneratorError] | type[LearnerError]
+        self,
+        starts: Sequence[tuple[str, StartGenerator | StartLearner]],
+        stack: AsyncExitStack,
+        *,
+        kind: type[GeneratorError] | type[LearnerError],
     ) -> list[Caller]:
         runtime = self.config.runtime
         contexts = [
@@ -135,20 +144,20 @@ class LocalRuntime:
         entered = await asyncio.gather(*(context.__aenter__() for context in contexts), return_exceptions=True)
         for context, caller in zip(contexts, entered, strict=True):
             if not isinstance(caller, BaseException):
-                self._stack.push_async_exit(context)
+                stack.push_async_exit(context)
         for caller in entered:
             if isinstance(caller, BaseException):
                 raise caller
         return [caller for caller in entered if isinstance(caller, Caller)]
 
-    def _weights_dir(self, name: str) -> Path:
+    def _weights_dir(self, name: str, stack: AsyncExitStack) -> Path:
         """A folder in shared memory where there is one; one for each run, so that a killed run leaves nothing twice."""
         digest = hashlib.blake2b(f"{self.run_dir.resolve()}/{name}".encode(), digest_size=6).hexdigest()
         base = SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
         folder = base / f"arpo-{digest}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700)
-        self._stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
         return folder
 
 

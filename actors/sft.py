@@ -1,42 +1,47 @@
 """The supervised cold start: nll steps on traces, through the same learner as everything else."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-from actors.config import SftConfig
+from actors.config import Config, SftConfig
+from actors.materials import fingerprint
 from actors.runtime import LocalRuntime
+from actors.watcher import Watcher
 from engine.coins import coin, seed_of
 from engine.errors import ConfigError, DataError
 from engine.traces import read_traces, tokenise
-from engine.types import Sample, StepReport
+from engine.types import Sample
 from learner.config import Nll
 
 logger = logging.getLogger(__name__)
 
 
-async def run_sft(
-    config: SftConfig,
-    runtime: LocalRuntime,
-    *,
-    target: Path,
-    seed: int,
-    on_step: Callable[[StepReport], None],
-) -> str:
-    """Train on the traces and write the model to `target`, a Hugging Face folder; returns its path.
+async def starting_model(config: Config, runtime: LocalRuntime, *, watcher: Watcher) -> str:
+    """The model a run starts from: the configured one, or what its cold start makes of it, which is made once.
 
-    Raises `DataError` for traces that cannot be used, before anything is started.
+    Raises `ConfigError` or `DataError` for traces that cannot be used, before any process is started.
     """
+    if config.sft is None:
+        return runtime.model_path
+    folder = Path(config.run.dir) / "made" / f"sft-{fingerprint((config.sft, runtime.model_path, config.run.seed))}"
+    if not folder.exists():
+        watcher.phase("supervised cold start", config.sft.steps)
+        await run_sft(config.sft, runtime, target=folder, seed=config.run.seed, watcher=watcher)
+    return str(folder)
+
+
+async def run_sft(config: SftConfig, runtime: LocalRuntime, *, target: Path, seed: int, watcher: Watcher) -> None:
+    """Train on the traces and write the model to `target`, a Hugging Face folder, whole or not at all."""
     from learner.sft import batch_of
 
     if not isinstance(config.learner.loss, Nll):
         raise ConfigError("a cold start needs loss.kind = 'nll' - at $.sft.learner.loss")
-    draw = _draws(config, runtime, seed=seed)
-    trainer = await runtime.start_trainer(config=config.learner, name="sft")
-    for step in range(1, config.steps + 1):
-        on_step(await trainer.step(batch_of(step, next(draw))))
-    await trainer.export_hf(str(target))
-    return str(target)
+    batches = _draws(config, runtime, seed=seed)
+    async with runtime.learner(config=config.learner, model_path=runtime.model_path, name="sft") as trainer:
+        for step in range(1, config.steps + 1):
+            watcher.sft_step(await trainer.step(batch_of(step, next(batches))))
+        await trainer.export_hf(str(target))
 
 
 def _draws(config: SftConfig, runtime: LocalRuntime, *, seed: int) -> Iterator[list[Sample]]:

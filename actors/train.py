@@ -14,7 +14,8 @@ from actors.materials import materialise
 from actors.measure import ask
 from actors.run_dir import RunDir, Status, Summary, write_whole
 from actors.runtime import LocalRuntime
-from actors.sft import run_sft
+from actors.sft import starting_model
+from actors.watcher import Watcher
 from engine import journal as journals
 from engine.config import digest
 from engine.controller import Controller
@@ -23,24 +24,11 @@ from engine.events import AnyEvent, Checkpointed, Evaluated, RunStarted, StepFin
 from engine.journal import Journal
 from engine.metrics import MetricsFold, StepMetrics
 from engine.run_state import RunState
-from engine.types import StepReport
 from learner.advantage import estimate
 
 logger = logging.getLogger(__name__)
 
 KEPT_CHECKPOINTS = 2
-
-
-class Watcher:
-    """What a training run tells the person who waits for it; the methods do nothing unless overridden."""
-
-    def phase(self, name: str, total: int | None) -> None: ...
-
-    def sft_step(self, report: StepReport) -> None: ...
-
-    def step(self, row: StepMetrics) -> None: ...
-
-    def evaluated(self, event: Evaluated) -> None: ...
 
 
 async def train(config: Config, run: RunDir, *, watcher: Watcher) -> Summary:
@@ -90,10 +78,10 @@ class Training:
             # Bad data is refused before anything is started.
             dataset = PromptDataset(config.data, renderer=runtime.renderer)
             questions = None if config.eval is None else PromptDataset(config.eval.data, renderer=runtime.renderer)
-            model_path = await self._cold_start(config, runtime)
+            model_path = await starting_model(config, runtime, watcher=self._watcher)
             self._watcher.phase("start", None)
-            router = await runtime.start_generators(model_path=model_path)
-            trainer = await runtime.start_trainer(model_path=model_path)
+            router = await runtime.start_generators(model_path)
+            trainer = await runtime.start_trainer(model_path)
 
             async def evaluate() -> dict[str, float]:
                 assert config.eval is not None
@@ -185,16 +173,6 @@ class Training:
     def _prune_checkpoints(self) -> None:
         for old in sorted(self._run.checkpoints.glob("step-*"))[:-KEPT_CHECKPOINTS]:
             shutil.rmtree(old)
-
-    async def _cold_start(self, config: Config, runtime: LocalRuntime) -> str:
-        """The model that RL starts from."""
-        if config.sft is None:
-            return runtime.model_path
-        target = self._run.path / "sft"
-        if not (target / "config.json").exists():
-            self._watcher.phase("supervised cold start", config.sft.steps)
-            await run_sft(config.sft, runtime, target=target, seed=config.run.seed, on_step=self._watcher.sft_step)
-        return str(target)
 
     def _now(self) -> float:
         return self._base_t + time.monotonic() - self._started_s

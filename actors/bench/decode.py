@@ -102,7 +102,6 @@ def _run_transformers(
             do_sample=True,
             top_k=0,  # the default of 50 would cost it a sort a step
             use_cache=True,
-            min_new_tokens=num_new,
             max_new_tokens=num_new,
             pad_token_id=0,
         )

@@ -35,7 +35,7 @@ _BURST_STEPS = 64
 """Steps after which statistics are refreshed, whatever else happens."""
 
 
-class EmbeddedConfig(Section):
+class EmbeddedConfig(Section, frozen=True):
     """How the embedded engine uses its machine."""
 
     max_kv_tokens: Positive = 65_536
@@ -50,7 +50,7 @@ class EmbeddedConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto` is float32 on a CPU and bfloat16 on a GPU. Log-probabilities are computed in float32 either way."""
     kernels: Literal["auto", "native", "torch"] = "auto"
-    """Attention and the small operations: `native` is C, for float32 on a CPU; `auto` takes it where it can be built and
+    """Attention and small operations: `native` is C, for float32 on a CPU; `auto` takes it where it can be built, and
     says so where it cannot."""
     deterministic: bool = False
     """Fix the shape of every matrix product, so that no token depends on what else is in the batch, bit by bit."""

@@ -37,8 +37,8 @@ def load_native() -> "ctypes.CDLL | None":
         path = _build()
         library = ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
-        detail = getattr(error, "stderr", "") or error
-        logger.warning("no C kernels, torch is used instead (several times slower on a CPU): %s", detail)
+        lines = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
+        logger.warning("no C kernels, torch is used instead (several times slower on a CPU): %s", lines[0])
         return None
     pointer, size = ctypes.c_void_p, ctypes.c_int64
     library.paged_attention.argtypes = (pointer,)
@@ -55,12 +55,8 @@ def _build() -> Path:
     compiler = next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
     if compiler is None:
         raise FileNotFoundError("no C compiler (cc, gcc, clang) on PATH")
-    identity = [
-        *((_FOLDER / name).read_text(encoding="utf-8") for name in (*_UNITS, *_INCLUDED)),
-        " ".join(_FLAGS),
-        _compiler_version(compiler),
-        _processor(),
-    ]
+    sources = [(_FOLDER / name).read_text(encoding="utf-8") for name in (*_UNITS, *_INCLUDED)]
+    identity = [*sources, " ".join(_FLAGS), _compiler_version(compiler), _processor()]
     digest = hashlib.blake2b("\0".join(identity).encode(), digest_size=12).hexdigest()
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "arpo-engine"
     target = folder / f"kernels-{digest}.so"
@@ -69,7 +65,7 @@ def _build() -> Path:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         built = Path(scratch) / target.name
-        command = [compiler, *_FLAGS, "-o", str(built), *(str(_FOLDER / name) for name in _UNITS)]
+        command = [compiler, *_FLAGS, "-o", str(built), *(str(_FOLDER / name) for name in _UNITS), "-lm"]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=_BUILD_TIMEOUT_S)
         built.replace(target)  # atomic: processes that build at the same time do not see halves
     return target
