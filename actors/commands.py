@@ -17,7 +17,6 @@ import msgspec
 
 from actors.cli import BAD_INPUT, INTERRUPTED
 from actors.config import Config
-from engine import config as configuration
 from engine.errors import ArpoError, ConfigError, DataError
 
 T = TypeVar("T")
@@ -77,7 +76,7 @@ def _interruptible(main: Coroutine[Any, Any, T]) -> T:
 def _config(arguments: argparse.Namespace, **shorthands: Any) -> Config:
     """The configuration with its overrides; a shorthand is an override that was given as an option."""
     overrides = [*arguments.overrides, *(f"{key}={json.dumps(v)}" for key, v in shorthands.items() if v is not None)]
-    return configuration.load(arguments.config, Config, overrides=overrides)
+    return Config.load(arguments.config, *overrides)
 
 
 def _train(arguments: argparse.Namespace) -> int:

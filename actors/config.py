@@ -1,16 +1,17 @@
 """Config: everything a person may say about a run, put together from the sections of all parts."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
-from engine.config import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Section
-from engine.controller import TrainConfig
+from engine.config import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Section, load
 from engine.dataset import DataConfig
 from engine.inference.embedded import EmbeddedConfig
 from engine.renderer import RendererConfig
 from engine.rollout_config import RolloutConfig
+from engine.train_config import TrainConfig
 from learner.config import LearnerConfig
 from tools.config import ToolsConfig
 from tools.toolworld import ToolworldConfig
@@ -98,6 +99,11 @@ class RuntimeConfig(Section, frozen=True):
 
 class Config(Section, frozen=True, kw_only=True):
     """One configuration file. Paths may name parts of a generated task: `world:train`, `world:corpus`, ..."""
+
+    @classmethod
+    def load(cls, path: str | Path, *overrides: str) -> "Config":
+        """Read a TOML file, with overrides such as `train.steps=3`. Raises `ConfigError` with the path of the key."""
+        return load(path, cls, overrides=list(overrides))
 
     run: RunConfig = RunConfig()
     model: ModelConfig

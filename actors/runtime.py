@@ -30,6 +30,7 @@ from engine.types import TrajectoryGroup
 from learner.config import LearnerConfig
 from tools.config import build_executor
 from tools.executor import Executor
+from tools.schema import Tool
 
 logger = logging.getLogger(__name__)
 
@@ -42,19 +43,23 @@ class LocalRuntime:
     Leaving ends every process, also after an error, in the reverse order of their start. `config` must be materialised.
     """
 
-    def __init__(self, config: Config, run_dir: Path) -> None:
+    def __init__(
+        self, config: Config, run_dir: Path, *, tools: Sequence[Tool] = (), reward: Tool | None = None
+    ) -> None:
+        """`tools` come beside the configured ones; `reward` replaces the configured one."""
         assert isinstance(config.model, HfModel), "materialise first"
         self.config = config
         self.model_path = config.model.path
         self.run_dir = run_dir
         self.tokenizer = load_tokenizer(self.model_path)
         self.vocab_size = read_shape(self.model_path).vocab_size
+        self._executor = build_executor(config.tools, tools=tools, reward=reward)
         self.generators: list[RemoteGenerator] = []
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         await self._stack.__aenter__()
-        self.tools: Executor = await self._stack.enter_async_context(build_executor(self.config.tools))
+        self.tools: Executor = await self._stack.enter_async_context(self._executor)
         self.renderer: Renderer = make_renderer(self.config.renderer, tokenizer=self.tokenizer, specs=self.tools.specs)
         return self
 

@@ -21,8 +21,6 @@ from typing import Protocol
 from engine.budget import Account
 from engine.buffer import GroupBuffer
 from engine.cohort import Cohort
-from engine.config import NonNegative, Positive, Section
-from engine.errors import ConfigError
 from engine.events import (
     AnyEvent,
     BatchTaken,
@@ -37,31 +35,14 @@ from engine.events import (
 from engine.interfaces import Generator, Trainer
 from engine.rollout_config import RolloutConfig
 from engine.run_state import RunState
+from engine.train_config import TrainConfig, check_deterministic
 from engine.tree import TreeBuilder
-from engine.types import Batch, Prompt, Sample, TrajectoryGroup, UpdateMode, Version
+from engine.types import Batch, Prompt, Sample, TrajectoryGroup, Version
 
 logger = logging.getLogger(__name__)
 
 REFUSALS_WORTH_A_WARNING = 32
 """Refusals in a row after which a person should look at the rewards."""
-
-
-class TrainConfig(Section, frozen=True):
-    """How long to train, on how much at once, and how far generation may run ahead."""
-
-    steps: Positive | None = None
-    """Optimiser steps; unset trains until the data ends."""
-    batch_size: Positive = 8
-    """P: prompts (groups) a step."""
-    max_staleness: NonNegative = 1
-    """Steps between the oldest trained token's weights and those it trains; 0 is on-policy."""
-    update_mode: UpdateMode = "retract"
-    """What a weight update does to running requests."""
-    checkpoint_every: Positive = 10
-    eval_every: Positive | None = None
-    """Steps between evaluations; unset evaluates never."""
-    deterministic: bool = False
-    """Fixed cohorts, grants in logical time, batches by cohort, updates between cohorts: same seed, same run."""
 
 
 class Prompts(Protocol):
@@ -289,13 +270,3 @@ class Controller:
     async def _notify(self) -> None:
         async with self._moved:
             self._moved.notify_all()
-
-
-def check_deterministic(config: TrainConfig, rollout: RolloutConfig) -> None:
-    """Refuse what cannot be deterministic: shared call budgets go to whoever comes first."""
-    if not config.deterministic:
-        return
-    shared = ("calls_per_prompt", "calls_per_cohort", "calls_per_run")
-    for name in shared:
-        if getattr(rollout.budget, name) is not None:
-            raise ConfigError(f"train.deterministic allows no rollout.budget.{name}: its use depends on timing")

@@ -15,7 +15,7 @@ from engine.branching import Arpo, Chain
 from engine.clock import VirtualLoop, run_virtual
 from engine.cohort import Cohort
 from engine.coins import coin
-from engine.controller import Controller, TrainConfig
+from engine.controller import Controller
 from engine.errors import ConfigError, LearnerError, StalledError
 from engine.events import (
     AnyEvent,
@@ -37,6 +37,7 @@ from engine.rollout_config import BudgetConfig, RolloutConfig
 from engine.run_state import RunState
 from engine.tokenizer import HfTokenizer, load_tokenizer
 from engine.tokenizer_tiny import make_word_tokenizer
+from engine.train_config import TrainConfig
 from engine.tree import TreeBuilder
 from engine.types import NodeKind, Prompt, Reward, Sample, TrajectoryGroup
 from tools.faults import ScriptedTools

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def reference_logprobs(model: PreTrainedModel, token_ids: np.ndarray, *, tempera
     return scores.gather(1, ids[1:, None]).squeeze(1)
 
 
-def random_sample(rng: np.random.Generator, row: int, *, version: int = 0) -> Sample:
+def random_sample(rng: np.random.Generator, row: int) -> Sample:
     """Two leaves behind a tool result, one path of its own, and one that failed."""
 
     def node(parent: int, kind: NodeKind, length: int) -> Node:
@@ -71,7 +72,7 @@ def random_sample(rng: np.random.Generator, row: int, *, version: int = 0) -> Sa
             kind=kind,
             token_ids=rng.integers(0, VOCAB, length).astype(np.int32),
             logprobs=(-5 + rng.normal(0, 0.7, sampled)).astype(np.float32),
-            versions=np.full(sampled, version, np.int32),
+            versions=np.zeros(sampled, np.int32),
             entropies=np.zeros(sampled, np.float32),
         )
 
@@ -102,9 +103,9 @@ def random_sample(rng: np.random.Generator, row: int, *, version: int = 0) -> Sa
     return sample
 
 
-def random_batch(seed: int, *, num_prompts: int = 3, step: int = 0) -> Batch:
+def random_batch(seed: int) -> Batch:
     rng = np.random.default_rng(seed)
-    return Batch(step=step, samples=tuple(random_sample(rng, row) for row in range(num_prompts)))
+    return Batch(step=0, samples=tuple(random_sample(rng, row) for row in range(3)))
 
 
 def exported(learner: MegatronLearner) -> dict[str, torch.Tensor]:
@@ -119,17 +120,14 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def open_learner(tmp_path: Path, folder: Path) -> Iterator[Any]:
     """Start learners on `folder`, one at a time; the last one is closed at the end."""
-    living: list[MegatronLearner] = []
+    living = ExitStack()
 
     def start(config: LearnerConfig = PLAIN, *, weights: str = "weights") -> MegatronLearner:
-        while living:
-            living.pop().close()
-        living.append(MegatronLearner(config, model_path=folder, weights_dir=tmp_path / weights))
-        return living[-1]
+        living.close()
+        return living.enter_context(MegatronLearner(config, model_path=folder, weights_dir=tmp_path / weights))
 
-    yield start
-    while living:
-        living.pop().close()
+    with living:
+        yield start
 
 
 @pytest.mark.parametrize("is_tied", [True, False], ids=["tied", "untied"])
@@ -203,17 +201,17 @@ def test_one_step_has_the_loss_and_the_gradient_of_an_independent_implementation
     grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     norm = math.sqrt(sum(float(g.double().square().sum()) for g in grads.values()))
     # with eps >> |g|, AdamW's first update is lr * g / eps up to |g| / eps: the weights show the gradient
-    eps = 1e3 * max(float(g.abs().max()) for g in grads.values())
+    largest = max(float(g.abs().max()) for g in grads.values())
+    eps = 1e3 * largest
     learner = open_learner(msgspec.structs.replace(config, lr=eps, adam_eps=eps, grad_clip=0.0))
     before = exported(learner)
     report = learner.step(batch)
     after = exported(learner)
     assert report.loss == pytest.approx(loss.item(), abs=1e-6)
     assert report.grad_norm == pytest.approx(norm, rel=1e-5)
-    largest = max(float(g.abs().max()) for g in grads.values())
     for name, grad in grads.items():
         seen = (before[name].double() - after[name].double()) * (1 + grad.double().abs() / eps)
-        assert float((seen - grad.double()).abs().max()) <= 1e-4 * largest, name
+        assert float((seen - grad.double()).abs().max()) <= 1e-5 * largest, name
 
 
 def test_an_update_is_adamw_on_the_clipped_gradient_and_spares_norms_and_biases(
@@ -234,8 +232,7 @@ def test_an_update_is_adamw_on_the_clipped_gradient_and_spares_norms_and_biases(
     changes = {"lr": 0.1, "schedule": ConstantSchedule(warmup_steps=3), "betas": (0.8, 0.9), "adam_eps": eps}
     learner = open_learner(msgspec.structs.replace(PLAIN, weight_decay=0.5, grad_clip=0.01, **changes))
     report = learner.step(batch)
-    assert report.learning_rate == pytest.approx(0.1 / 4)
-    assert report.grad_norm == pytest.approx(norm, rel=1e-5)  # as it was before the clip
+    assert (report.learning_rate, report.grad_norm) == pytest.approx((0.1 / 4, norm), rel=1e-5)
     ours = exported(learner)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(ours[name], parameter.detach(), rtol=0, atol=2e-5)
@@ -257,9 +254,8 @@ def test_the_report_counts_and_measures_what_was_trained(folder: Path, open_lear
             num_tokens += len(ids)
     log_rho = torch.cat(now) - torch.cat(behaviour)
     report = open_learner().step(batch)
-    assert report.version == 1
-    assert report.num_trained_tokens == len(log_rho)
-    assert report.num_computed_tokens == num_tokens
+    counts = (report.version, report.num_trained_tokens, report.num_computed_tokens)
+    assert counts == (1, len(log_rho), num_tokens)
     assert report.entropy == pytest.approx(float(torch.cat(entropies).mean()), abs=1e-4)
     assert report.kl_rollout == pytest.approx(float((log_rho.exp() - 1 - log_rho).mean()), rel=1e-4)
     assert report.ratio_max == pytest.approx(float(log_rho.max().exp()), rel=1e-4)

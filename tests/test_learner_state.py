@@ -1,6 +1,8 @@
 """What the learner keeps on disk: checkpoints and published weights; and what it refuses."""
 
+import math
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -66,17 +68,14 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def open_learner(tmp_path: Path, folder: Path) -> Iterator[Any]:
     """Start learners on `folder`, one at a time; the last one is closed at the end."""
-    living: list[MegatronLearner] = []
+    living = ExitStack()
 
     def start(config: LearnerConfig = PLAIN, *, weights: str = "weights") -> MegatronLearner:
-        while living:
-            living.pop().close()
-        living.append(MegatronLearner(config, model_path=folder, weights_dir=tmp_path / weights))
-        return living[-1]
+        living.close()
+        return living.enter_context(MegatronLearner(config, model_path=folder, weights_dir=tmp_path / weights))
 
-    yield start
-    while living:
-        living.pop().close()
+    with living:
+        yield start
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bf16"])

@@ -187,7 +187,7 @@ def test_the_bonus_is_for_tools_that_ran_and_not_for_tags() -> None:
         ("5 apples", "5", 2 / 3),
         ("12", "1 2", 0.0),
         ("A", "A", 1.0),
-        ("B", "A", 0.0),
+        ("C", "The answer is \\( \\boxed{C} \\).", 1.0),
         ("the A", "A", 2 / 3),
         ("The Red Car!", "a red car", 1.0),
         ("red car", "blue car", 0.5),

@@ -131,7 +131,8 @@ def _divide(numerator: Fraction, denominator: Fraction) -> Fraction | None:
 
 
 def _plain(text: str) -> str:
-    """The same answer without layout: dollar and percent signs, spacing commands, text wrappers, a leading `x =`."""
+    """The same answer without layout: a box, dollar and percent signs, spacing, text wrappers, a leading `x =`."""
+    text = last_box(text) or text
     text = text.replace("\u2212", "-").replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
     text = _SILENT.sub("", _WRAPPER.sub(r"\1", text))
     text = _SHORT_FRAC.sub(r"\\frac{\1}{\2}", text).strip()

@@ -1,5 +1,6 @@
 """The `tools` section of a configuration, and the executor it describes."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -42,14 +43,19 @@ class ToolsConfig(Section, frozen=True):
     """Characters of a result that the model sees."""
 
 
-def build_executor(config: ToolsConfig) -> Executor:
-    """The executor of a run, with the corpus loaded. Raises `ConfigError` where the corpus cannot be used."""
-    tools: list[Tool] = []
+def build_executor(config: ToolsConfig, *, tools: Sequence[Tool] = (), reward: Tool | None = None) -> Executor:
+    """The executor of a run, with the corpus loaded: the configured tools, then `tools`; `reward` replaces the
+    configured one.
+
+    Raises `ConfigError` where the corpus cannot be used, or two tools have one name.
+    """
+    configured: list[Tool] = []
     if config.search is not None:
-        tools.append(_search_tool(config.search))
+        configured.append(_search_tool(config.search))
     if config.python is not None:
-        tools.append(python_tool(config.python))
-    return Executor([*tools, reward_tool(config.reward.kind)], max_result_chars=config.max_result_chars)
+        configured.append(python_tool(config.python))
+    judge = reward or reward_tool(config.reward.kind)
+    return Executor([*configured, *tools, judge], max_result_chars=config.max_result_chars)
 
 
 def _search_tool(config: SearchConfig) -> Tool:

@@ -10,7 +10,7 @@ from engine.types import Completion, GenerateRequest
 
 
 class Router:
-    """Sends all requests of one affinity key to one generator, chosen by how many trees live there when the key is first seen.
+    """Sends all requests of one affinity key to one generator: where the fewest trees live when it is first seen.
 
     Retries of a failed request go to another generator: the key moves there, and its path is prefilled anew.
     """

@@ -1,6 +1,7 @@
 """ScriptedGenerator: the shipped fake of the `Generator` seam; says what a function tells it, on the loop's clock."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Callable, Sequence
 
 import msgspec
@@ -40,8 +41,12 @@ class ScriptedGenerator:
     distribution of its own.
     """
 
-    def __init__(self, script: Callable[[GenerateRequest], Script], *, version: Version = 0) -> None:
+    def __init__(
+        self, script: Callable[[GenerateRequest], Script], *, version: Version = 0, num_slots: int | None = None
+    ) -> None:
+        """`num_slots` requests run at once, others wait in the order of their arrival; None runs all."""
         self._script = script
+        self._slots = contextlib.nullcontext() if num_slots is None else asyncio.Semaphore(num_slots)
         self._version = version
         self._aborted: set[str] = set()
         self._running: dict[str, Version] = {}
@@ -50,13 +55,26 @@ class ScriptedGenerator:
         self._open = asyncio.Event()
         self._open.set()
         self._num_sampled = 0
+        self._num_waiting = 0
+        self._busy_s = 0.0
         self.requests: list[GenerateRequest] = []
         """Every request that came, in order."""
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Completion, None]:
         """See `interfaces.Generator.generate`."""
         self.requests.append(request)
-        await self._open.wait()
+        self._num_waiting += 1
+        async with self._slots:
+            self._num_waiting -= 1
+            await self._open.wait()
+            began_s = asyncio.get_running_loop().time()
+            try:
+                async for chunk in self._run(request):
+                    yield chunk
+            finally:
+                self._busy_s += asyncio.get_running_loop().time() - began_s
+
+    async def _run(self, request: GenerateRequest) -> AsyncGenerator[Completion, None]:
         self._running[request.request_id] = self._version
         self._idle.clear()
         try:
