@@ -10,6 +10,7 @@
     hf_folder   folders of safetensors          checkpoint  state on disk, whole or not at all
     attention   layout -> attention, RoPE       model       the GPT model itself
     parallel    processes and groups            forward     rows through the (pipelined) model
+    objective   what one row contributes        hf_transfer weights between folder and model
     optimizer   norm, clip, AdamW               mcore_cpu   Megatron without a GPU
 
 `MEGATRON_DOORS` names the only files that may import `megatron`: everything else takes its names from `learner.mcore`.

@@ -16,12 +16,13 @@ from engine.interfaces import ToolHost
 from engine.renderer_tags import TagRenderer
 from engine.tokenizer import load_tokenizer
 from engine.tokenizer_tiny import make_word_tokenizer
+from engine.traces import Trace
 from engine.types import ToolCall, ToolResult
 from tools.config import RewardConfig, SearchConfig, ToolsConfig, build_executor
 from tools.python import PythonConfig
 from tools.rewards import exact_reward, official_reward
 from tools.toolworld import TOP_K, ToolworldConfig, ToolworldFiles, generate
-from tools.toolworld_traces import Question, Trace, expert_trace
+from tools.toolworld_traces import Question, expert_trace, words_of
 from tools.toolworld_world import PAIRS, make_worlds
 
 CONFIG = ToolworldConfig(num_sft=60, num_train=40, num_valid=10, num_test=20, num_drills=10, crowded=0.8, sloppy=0.5)
@@ -167,7 +168,7 @@ def test_a_careful_expert_is_always_right_and_a_careless_one_rarely(sloppy: floa
     sizes = {"num_train": 0, "num_valid": 0, "num_test": 0, "num_drills": 0}
     made = generate(ToolworldConfig(num_sft=40, sloppy=sloppy, plus=plus, **sizes), tmp_path)
     assert made.expert_success == 1.0 if sloppy == 0.0 else made.expert_success < 0.5
-    assert all(("<python>" in trace.text) == (plus == 1.0) for trace in traces(made.sft))
+    assert all(("<python>" in words_of(trace)) == (plus == 1.0) for trace in traces(made.sft))
 
 
 def test_splits_share_no_name_and_no_question(files: ToolworldFiles) -> None:
@@ -252,7 +253,7 @@ def test_every_word_is_in_the_vocabulary_and_round_trips(
     unknown = tokenizer.encode("neverheard")
     passages = [msgspec.json.decode(line)["text"] for line in Path(files.corpus).read_bytes().splitlines()]
     questions = [row["extra_info"]["question"] for row in rows(files.test)]
-    for text in (*passages, *questions, *(t.text for t in (*traces(files.sft), *traces(files.drills)))):
+    for text in (*passages, *questions, *(words_of(t) for t in (*traces(files.sft), *traces(files.drills)))):
         assert unknown[0] not in tokenizer.encode(text)
     renderer = TagRenderer(tokenizer, specs=tools.specs, max_result_tokens=200)
     for trace in traces(files.sft):

@@ -19,7 +19,8 @@ from msgspec import Meta
 from engine.coins import seed_of
 from engine.config import Fraction, NonNegative, Section
 from engine.errors import ConfigError
-from tools.toolworld_traces import Question, Trace, drill, expert_trace, questions_of
+from engine.traces import Trace
+from tools.toolworld_traces import Question, drill, expert_trace, questions_of, words_of
 from tools.toolworld_world import Sentence, World, make_worlds
 
 SPLITS = ("sft", "train", "valid", "test")
@@ -117,7 +118,7 @@ def generate(config: ToolworldConfig, out_dir: str | Path) -> ToolworldFiles:
     write_jsonl(paths["sft"], traces)
     write_jsonl(paths["drills"], drills)
     texts = [p.text for p in passages] + [q.text for split in SPLITS for q in questions[split]]
-    words = write_words(paths["words"], [SYSTEM_PROMPT, *texts, *(t.text for t in (*traces, *drills))])
+    words = write_words(paths["words"], [SYSTEM_PROMPT, *texts, *(words_of(t) for t in (*traces, *drills))])
     num_right = sum(trace.is_correct for trace in traces)
     return ToolworldFiles(
         **paths,

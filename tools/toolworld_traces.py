@@ -15,6 +15,7 @@ from random import Random
 import msgspec
 
 from engine.errors import DataError
+from engine.traces import Segment, Trace
 from tools.toolworld_world import PAIRS, Sentence, World
 
 MAX_PLUS = 9
@@ -33,30 +34,9 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     answer: str
 
 
-class Segment(msgspec.Struct, frozen=True, kw_only=True):
-    """A run of text that one party wrote: the policy, or the world around it."""
-
-    text: str
-    is_sampled: bool
-    """True for what a policy would have sampled, and so is trained."""
-
-
-class Trace(msgspec.Struct, frozen=True, kw_only=True):
-    """A supervised example. Produced by the generator, consumed by the cold start."""
-
-    prompt: list[dict[str, str]]
-    """Messages with `role` and `content`."""
-    segments: list[Segment]
-    """What follows the header of the assistant's turn, in order, joined without anything in between.
-
-    The end of the text is not among them: whoever trains on a trace appends the tokenizer's own, as a sampled token.
-    """
-    is_correct: bool = True
-
-    @property
-    def text(self) -> str:
-        """All words of the trace, for the vocabulary."""
-        return " ".join([*(m["content"] for m in self.prompt), *(s.text for s in self.segments)])
+def words_of(trace: Trace) -> str:
+    """All text of a trace, for the vocabulary."""
+    return " ".join([*(m["content"] for m in trace.prompt), *(s.text for s in trace.segments)])
 
 
 def observation(text: str) -> str:

@@ -55,26 +55,18 @@ class ScriptedGenerator:
         self._open = asyncio.Event()
         self._open.set()
         self._num_sampled = 0
-        self._num_waiting = 0
-        self._busy_s = 0.0
         self.requests: list[GenerateRequest] = []
         """Every request that came, in order."""
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Completion, None]:
         """See `interfaces.Generator.generate`."""
         self.requests.append(request)
-        self._num_waiting += 1
-        async with self._slots:
-            self._num_waiting -= 1
-            await self._open.wait()
-            began_s = asyncio.get_running_loop().time()
-            try:
-                async for chunk in self._run(request):
-                    yield chunk
-            finally:
-                self._busy_s += asyncio.get_running_loop().time() - began_s
+        async with self._slots, contextlib.aclosing(self._stream(request)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
-    async def _run(self, request: GenerateRequest) -> AsyncGenerator[Completion, None]:
+    async def _stream(self, request: GenerateRequest) -> AsyncGenerator[Completion, None]:
+        await self._open.wait()
         self._running[request.request_id] = self._version
         self._idle.clear()
         try:

@@ -1,0 +1,76 @@
+"""The harness of `arpo bench`: benches by name, run to a report that says what was measured, and on what."""
+
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import msgspec
+
+from actors.bench import async_bench, decode_bench
+from actors.bench.bench import ArmReport, Bench, arm_report, measure
+from engine.errors import ConfigError
+
+BENCHES: dict[str, Callable[[Path, bool], Sequence[Bench]]] = {
+    "decode": decode_bench.benches,
+    "async": async_bench.benches,
+}
+"""Name to a maker: (folder for what the arms need, quick?) -> parts, whose figures and arms make one report."""
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
+    """What figures depend on besides the code."""
+
+    cpu: str
+    cores: int
+    """That this process may use."""
+    torch: str
+    omp_threads: str
+    """OMP_NUM_THREADS; empty where it is not set."""
+
+
+class BenchReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One bench: the JSON that `arpo bench NAME --json FILE` writes."""
+
+    bench: str
+    machine: Machine
+    figures: dict[str, float]
+    arms: dict[str, ArmReport]
+
+
+def run_bench(name: str, *, is_quick: bool, on_progress: Callable[[str], None]) -> BenchReport:
+    """Run one bench to its end. Raises `ConfigError` for a name that is none."""
+    if name not in BENCHES:
+        raise ConfigError(f"no bench {name!r}: {', '.join(BENCHES)}")
+    with tempfile.TemporaryDirectory(prefix="arpo-bench-") as folder:
+        return report(name, BENCHES[name](Path(folder), is_quick), on_progress=on_progress)
+
+
+def report(name: str, benches: Sequence[Bench], *, on_progress: Callable[[str], None]) -> BenchReport:
+    """Run the parts in turn and put them together."""
+    figures: dict[str, float] = {}
+    arms: dict[str, ArmReport] = {}
+    for bench in benches:
+        records = measure(bench, on_progress=on_progress)
+        figures |= bench.figures(records)
+        arms |= {arm: arm_report(found) for arm, found in records.items()}
+    return BenchReport(bench=name, machine=this_machine(), figures=figures, arms=arms)
+
+
+def this_machine() -> Machine:
+    """The machine this process runs on, without its name."""
+    return Machine(
+        cpu=_cpu_model(),
+        cores=len(os.sched_getaffinity(0)),
+        torch=version("torch"),
+        omp_threads=os.environ.get("OMP_NUM_THREADS", ""),
+    )
+
+
+def _cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
