@@ -13,7 +13,13 @@ INTERRUPTED = 75
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `arpo`; returns the exit code."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    # Overrides may stand behind options too, where argparse no longer takes them for positionals.
+    arguments, rest = parser.parse_known_args(argv)
+    if unknown := [word for word in rest if word.startswith("-") or "=" not in word or "overrides" not in arguments]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if rest:
+        arguments.overrides += rest
     from actors import commands
 
     return commands.run(arguments)
