@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from actors.config import Config, EvalConfig
 from actors.evaluate import Evaluation, evaluation_rollout, grow_all
 from actors.materials import materialise
@@ -42,8 +44,10 @@ async def ask(
         evaluation.add(group)
         on_group(group)
 
+    # Names of their own: rows of the training data are in flight on the same generators.
+    prompts = (msgspec.structs.replace(p, prompt_id=f"eval-{p.prompt_id}") for p in questions.prompts())
     await grow_all(
-        questions.prompts(),
+        prompts,
         runtime.rollouts(router, config=rollout, seed=config.run.seed, emit=lambda event: None),
         config=rollout,
         concurrency=settings.concurrency,

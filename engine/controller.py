@@ -48,7 +48,11 @@ REFUSALS_WORTH_A_WARNING = 32
 class Prompts(Protocol):
     """What the controller needs of a data set."""
 
-    def prompts(self, *, start: int = 0) -> Iterator[Prompt]: ...
+    def prompts(self, *, start: int = 0) -> Iterator[Prompt]:
+        """Prompts from a position on; positions count rows, also those that are skipped."""
+        ...
+
+    def position_of(self, prompt: Prompt) -> int: ...
 
 
 class Controller:
@@ -152,7 +156,8 @@ class Controller:
                 self._buffer.restore(name, version=admitted.version, cohort=admitted.cohort)
                 cohort = self._cohort(admitted.cohort)
                 rollouts.create_task(self._roll(tree, cohort), name=f"rollout {name}")
-            for prompt in self._prompts.prompts(start=self._state.num_admitted):
+            last = self._state.last_prompt
+            for prompt in self._prompts.prompts(start=0 if last is None else self._prompts.position_of(last) + 1):
                 if not await self._is_wanted():
                     break
                 slot = await self._buffer.admit(prompt.prompt_id)

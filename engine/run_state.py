@@ -17,7 +17,7 @@ from engine.events import (
     WeightsPublished,
 )
 from engine.tree import TreeBuilder
-from engine.types import StepReport, TrajectoryGroup, Version
+from engine.types import Prompt, StepReport, TrajectoryGroup, Version
 
 
 @dataclass
@@ -26,7 +26,8 @@ class RunState:
 
     num_starts: int = 0
     num_admitted: int = 0
-    """Prompts admitted so far: the position in the data set."""
+    last_prompt: Prompt | None = None
+    """The last one admitted: fresh prompts come behind it."""
     num_refused: int = 0
     num_trained: int = 0
     """Groups handed to the learner."""
@@ -59,6 +60,7 @@ class RunState:
                 self.num_starts += 1
             case PromptAdmitted():
                 self.num_admitted += 1
+                self.last_prompt = event.prompt
                 self.admissions[event.prompt_id] = event
                 self.trees[event.prompt_id] = TreeBuilder(event.prompt)
             case GroupFinished():

@@ -18,5 +18,27 @@ Importing `learner`, `learner.config`, `learner.advantage`, `learner.batcher` or
 Megatron.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from learner.advantage import estimate
+    from learner.config import LearnerConfig
+    from learner.megatron import MegatronLearner
+
 MEGATRON_DOORS = ("learner/mcore.py",)
 """The only files of the project in which `import megatron` may stand."""
+
+_HOMES = {
+    "LearnerConfig": "learner.config",
+    "MegatronLearner": "learner.megatron",
+    "estimate": "learner.advantage",
+}
+
+__all__ = ["LearnerConfig", "MegatronLearner", "estimate"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'learner' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

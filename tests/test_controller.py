@@ -64,6 +64,10 @@ class Rows:
             )
 
 
+    def position_of(self, prompt: Prompt) -> int:
+        return prompt.row
+
+
 class World:
     """A whole control plane with scripted neighbours. `run` ends it; `cancel_at` kills it on the way."""
 

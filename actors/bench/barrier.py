@@ -11,8 +11,9 @@ baseline that belongs to another prompt. With M=16, N=8 and a policy that calls 
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -125,7 +126,7 @@ class BarrierRollout:
             path.num_results += 1
 
 
-async def _all(work) -> None:
+async def _all(work: Iterable[Coroutine[Any, Any, None]]) -> None:
     """Start everything, and wait for the last of it."""
     async with asyncio.TaskGroup() as tasks:
         for one in work:
