@@ -59,7 +59,7 @@ class Trainer(Protocol):
         ...
 
     async def load(self, path: str) -> int:
-        """Restore a checkpoint; returns its version. Raises `LearnerError` where the shapes differ."""
+        """Restore a checkpoint; returns its version. Raises `DataError` where it is torn or the shapes differ."""
         ...
 
 

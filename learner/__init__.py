@@ -6,8 +6,8 @@
     batcher     trees -> packed rows (numpy)    sft         traces -> samples (numpy)
     loss        the policy losses               correction  off-policy importance weights
     logprobs    over a sharded vocabulary       schedule    the learning rate
-    hf_config   config.json -> shape            weights     Hugging Face tensors <-> Megatron parameters
-    hf_folder   folders of safetensors          checkpoint  state on disk, whole or not at all
+    hf_folder   folders of safetensors          weights     Hugging Face tensors <-> Megatron parameters
+    checkpoint  state on disk, whole or not at all
     attention   layout -> attention, RoPE       model       the GPT model itself
     parallel    processes and groups            forward     rows through the (pipelined) model
     objective   what one row contributes        hf_transfer weights between folder and model

@@ -7,7 +7,6 @@ CUDA. A tree is another layout: it answers `attend` by its own rule and has `pos
 Axes: T tokens of the packed row, N tokens to be scored, H query heads, K key heads (H is a multiple of K), D head size.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from learner.hf_config import ModelShape
+from engine.inference.shape import ModelShape, inverse_frequencies
 
 
 class Layout(Protocol):
@@ -91,7 +90,7 @@ class RotaryPositions(nn.Module):
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
-        self.register_buffer("inv_freq", inverse_frequencies(shape), persistent=False)
+        self.register_buffer("inv_freq", torch.from_numpy(inverse_frequencies(shape)), persistent=False)
 
     def get_rotary_seq_len(self, _context: Any, _decoder: Any, _input: Any, _config: Any, layout: Layout) -> Tensor:
         """Megatron asks here what to pass to `forward`, and shows the layout: the answer is its positions."""
@@ -101,20 +100,3 @@ class RotaryPositions(nn.Module):
         """[T] -> angles [T, 1, 1, D] in float32, as the reference implementations compute them."""
         angles = torch.outer(positions.to(torch.float32), self.inv_freq)
         return torch.cat((angles, angles), dim=-1)[:, None, None, :]
-
-
-def inverse_frequencies(shape: ModelShape) -> Tensor:
-    """theta^(-2i/D) for i in 0..D/2-1; with Llama 3's rule, long waves are stretched by `factor`."""
-    exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.int64).to(torch.float32) / shape.head_dim
-    inverse = 1.0 / (shape.rope_theta**exponents)
-    if shape.llama3_rope is None:
-        return inverse
-    rule = shape.llama3_rope
-    wavelengths = 2 * math.pi / inverse
-    longest, shortest = rule.original_length / rule.low_freq_factor, rule.original_length / rule.high_freq_factor
-    smooth = (rule.original_length / wavelengths - rule.low_freq_factor) / (
-        rule.high_freq_factor - rule.low_freq_factor
-    )
-    blended = (1 - smooth) * inverse / rule.factor + smooth * inverse
-    stretched = torch.where(wavelengths > longest, inverse / rule.factor, inverse)
-    return torch.where((wavelengths <= longest) & (wavelengths >= shortest), blended, stretched)

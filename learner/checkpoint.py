@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 import torch
 
-from engine.errors import LearnerError
-from learner.hf_config import ModelShape
+from engine.errors import DataError
+from engine.inference.shape import ModelShape
 from learner.hf_folder import fresh_staging, staging
 from learner.parallel import Parallel
 
@@ -77,7 +77,7 @@ def _digest(file: Path) -> str:
 
 
 def load(path: str | Path, *, expected: Manifest, parallel: Parallel) -> tuple[Manifest, dict[str, Any]]:
-    """The manifest and this rank's state. Raises `LearnerError`, in one line, for a torn or a foreign checkpoint."""
+    """The manifest and this rank's state. Raises `DataError`, in one line, for a torn or a foreign checkpoint."""
     folder = Path(path)
     manifest = _read_manifest(folder)
     for name in ("shape", "dtype", "tensor_parallel", "pipeline_parallel"):
@@ -85,13 +85,13 @@ def load(path: str | Path, *, expected: Manifest, parallel: Parallel) -> tuple[M
         if name == "shape" and ours != theirs:
             name, ours, theirs = _first_difference(ours, theirs)
         if ours != theirs:
-            raise LearnerError(f"{folder}: checkpoint has {name} {theirs!r}, this learner has {ours!r}")
+            raise DataError(f"{folder}: checkpoint has {name} {theirs!r}, this learner has {ours!r}")
     file = folder / rank_file(parallel)
     entry = next((e for e in manifest.files if e.name == file.name), None)
     if entry is None or not file.exists():
-        raise LearnerError(f"{folder}: {file.name} is missing")
+        raise DataError(f"{folder}: {file.name} is missing")
     if file.stat().st_size != entry.num_bytes or _digest(file) != entry.digest:
-        raise LearnerError(f"{file}: torn: not the {entry.num_bytes} bytes that the manifest names")
+        raise DataError(f"{file}: torn: not the {entry.num_bytes} bytes that the manifest names")
     return manifest, torch.load(file, map_location=parallel.device, weights_only=True)
 
 
@@ -99,9 +99,9 @@ def _read_manifest(folder: Path) -> Manifest:
     try:
         return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
     except FileNotFoundError:
-        raise LearnerError(f"{folder}: no checkpoint here: {MANIFEST} is missing") from None
+        raise DataError(f"{folder}: no checkpoint here: {MANIFEST} is missing") from None
     except msgspec.DecodeError as error:
-        raise LearnerError(f"{folder / MANIFEST}: {error}") from None
+        raise DataError(f"{folder / MANIFEST}: {error}") from None
 
 
 def _first_difference(ours: ModelShape, theirs: ModelShape) -> tuple[str, Any, Any]:

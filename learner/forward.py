@@ -7,10 +7,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from engine.inference.shape import ModelShape
 from learner.attention import PackedLayout
 from learner.batcher import Row, padded
 from learner.config import LearnerConfig
-from learner.hf_config import ModelShape
 from learner.logprobs import token_logprobs
 from learner.mcore import get_forward_backward_func
 from learner.objective import RowStatistics, row_objective

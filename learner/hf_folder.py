@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from engine.errors import LearnerError
+from engine.errors import DataError
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -35,7 +35,7 @@ TOKENIZER_FILES = (
 class TensorReader:
     """The tensors of a folder by name, read when asked for; a context manager.
 
-    Raises `LearnerError` for a folder without safetensors, a torn file, or a name that is not there.
+    Raises `DataError` for a folder without safetensors, a torn file, or a name that is not there.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -48,7 +48,7 @@ class TensorReader:
         if index.exists():
             return msgspec.json.decode(index.read_bytes())["weight_map"]
         if not (self._folder / WEIGHTS).exists():
-            raise LearnerError(f"{self._folder}: neither {WEIGHTS} nor {INDEX}")
+            raise DataError(f"{self._folder}: neither {WEIGHTS} nor {INDEX}")
         return dict.fromkeys(self._open(WEIGHTS).keys(), WEIGHTS)
 
     def _open(self, name: str) -> Any:
@@ -56,7 +56,7 @@ class TensorReader:
             try:
                 self._files[name] = safe_open(self._folder / name, framework="pt")
             except (OSError, SafetensorError) as error:
-                raise LearnerError(f"{self._folder / name}: {error}") from None
+                raise DataError(f"{self._folder / name}: {error}") from None
         return self._files[name]
 
     @property
@@ -66,11 +66,11 @@ class TensorReader:
     def read(self, name: str, *, shape: tuple[int, ...]) -> Tensor:
         """One tensor, which must have this shape."""
         if name not in self._file_of:
-            raise LearnerError(f"{self._folder}: tensor {name!r} is missing")
+            raise DataError(f"{self._folder}: tensor {name!r} is missing")
         file = self._open(self._file_of[name])
         found = tuple(file.get_slice(name).get_shape())
         if found != shape:
-            raise LearnerError(f"{self._folder}: tensor {name!r} has shape {found}, the model needs {shape}")
+            raise DataError(f"{self._folder}: tensor {name!r} has shape {found}, the model needs {shape}")
         return file.get_tensor(name)
 
     def __enter__(self) -> "TensorReader":
@@ -97,8 +97,9 @@ def write_index(folder: Path, stage_of: Mapping[str, int], *, num_stages: int) -
         (folder / INDEX).write_bytes(msgspec.json.encode({"metadata": {}, "weight_map": weight_map}))
 
 
-def write_config(folder: Path, raw: Mapping[str, Any], *, dtype: str) -> None:
-    """config.json of the model that was loaded, with the dtype of what is written now."""
+def write_config(folder: Path, source: str | Path, *, dtype: str) -> None:
+    """config.json of the model that was loaded from `source`, with the dtype of what is written now."""
+    raw: dict[str, Any] = msgspec.json.decode((Path(source) / "config.json").read_bytes())
     merged = {k: v for k, v in raw.items() if k not in ("dtype", "torch_dtype")} | {"torch_dtype": dtype}
     (folder / "config.json").write_bytes(msgspec.json.format(msgspec.json.encode(merged), indent=2))
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from engine.errors import LearnerError
+from engine.errors import DataError
+from engine.inference.shape import ModelShape
 from learner import hf_folder
-from learner.hf_config import ModelShape, read_config
 from learner.parallel import Parallel
 from learner.weights import cut, join, stage_mappings
 
@@ -21,7 +21,7 @@ UNUSED_SUFFIXES = ("rotary_emb.inv_freq",)
 def import_weights(model: nn.Module, folder: str | Path, *, shape: ModelShape, parallel: Parallel) -> None:
     """Fill this rank's parameters from a folder; equal dtypes make it bitwise.
 
-    Raises `LearnerError`, in one line with the tensor's name, where one is missing, has another shape, or is not known.
+    Raises `DataError`, in one line with the tensor's name, where one is missing, has another shape, or is not known.
     """
     parameters = dict(model.named_parameters())
     mappings = stage_mappings(shape, stage=parallel.pp_rank, num_stages=parallel.pp_size)
@@ -39,7 +39,7 @@ def _refuse_strangers(names: frozenset[str], folder: str | Path, shape: ModelSha
     known |= {"lm_head.weight"} if shape.is_tied else set()  # some folders repeat the tied embedding under this name
     strangers = sorted(n for n in names - known if not n.endswith(UNUSED_SUFFIXES))
     if strangers:
-        raise LearnerError(f"{folder}: tensor {strangers[0]!r} has no place in a {shape.model_type} model")
+        raise DataError(f"{folder}: tensor {strangers[0]!r} has no place in a {shape.kind} model")
 
 
 def export_weights(
@@ -62,7 +62,7 @@ def export_weights(
         if parallel.speaks_for_stage:
             hf_folder.write_part(folder, tensors, stage=parallel.pp_rank, num_stages=parallel.pp_size)
         if parallel.rank == 0:
-            hf_folder.write_config(folder, read_config(source), dtype=DTYPE_NAMES[dtype])
+            hf_folder.write_config(folder, source, dtype=DTYPE_NAMES[dtype])
             hf_folder.write_index(folder, _stage_of(shape, parallel.pp_size), num_stages=parallel.pp_size)
             if with_tokenizer:
                 hf_folder.copy_tokenizer(source, folder)

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.errors import LearnerError
+from engine.errors import DataError, LearnerError
+from engine.inference.shape import read_shape
 from engine.types import Batch, Float32, Int32, StepReport, WeightRef
 from learner import checkpoint
 from learner.batcher import FlatSequence, Row, balance, flatten, loss_weights, pack, split_minibatches
 from learner.config import LearnerConfig
 from learner.correction import needs_proximal
 from learner.forward import RowRunner
-from learner.hf_config import read_shape
 from learner.hf_transfer import export_weights, import_weights
 from learner.mcore import DistributedDataParallel, DistributedDataParallelConfig, no_megatron_warnings
 from learner.mcore_cpu import cuda_means_cpu
@@ -69,8 +69,8 @@ class MegatronLearner:
         """Join the other ranks, build the model and fill it from `model_path` (a Hugging Face folder).
 
         `init_method` is an address such as `tcp://127.0.0.1:29500`; one process needs none. A collective that waits
-        longer than `timeout_s` fails. Raises `LearnerError` for a model it cannot hold, `ConfigError` where the layout
-        does not give `world_size`.
+        longer than `timeout_s` fails. Raises `DataError` for a model it cannot read, `LearnerError` for one it cannot
+        divide, `ConfigError` where the layout does not give `world_size`.
         """
         started_s = time.monotonic()
         self._config = config
@@ -245,16 +245,16 @@ class MegatronLearner:
 
     @_on_device
     def load(self, path: str | Path) -> int:
-        """Restore a checkpoint; returns its version. Raises `LearnerError` on all ranks, with nothing changed, for one
+        """Restore a checkpoint; returns its version. Raises `DataError` on all ranks, with nothing changed, for one
         that is torn or was made for another shape or layout."""
         error, found = "", None
         try:
             found = checkpoint.load(path, expected=self._manifest(), parallel=self._parallel)
-        except LearnerError as refused:
+        except DataError as refused:
             error = str(refused)
         errors = [e for e in self._parallel.gather_objects(error) if e]
         if errors or found is None:
-            raise LearnerError(errors[0])
+            raise DataError(errors[0])
         manifest, state = found
         self._restore(state)
         self._version, self._num_steps = manifest.version, manifest.num_steps

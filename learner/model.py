@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from engine.errors import LearnerError
+from engine.inference.shape import ModelShape
 from learner.attention import CoreAttention, Layout, RotaryPositions
 from learner.config import LearnerConfig
-from learner.hf_config import ModelShape
 from learner.mcore import (
     GPTModel,
     TransformerBlockSubmodules,
@@ -68,7 +68,7 @@ def transformer_config(shape: ModelShape, config: LearnerConfig) -> TransformerC
     for name, count, parts in (
         ("attention heads", shape.num_heads, config.tensor_parallel),
         ("key-value heads", shape.num_kv_heads, config.tensor_parallel),
-        ("feed-forward columns", shape.ffn_size, config.tensor_parallel),
+        ("feed-forward columns", shape.intermediate_size, config.tensor_parallel),
         ("layers", shape.num_layers, config.pipeline_parallel),
     ):
         if count % parts:
@@ -82,12 +82,12 @@ def transformer_config(shape: ModelShape, config: LearnerConfig) -> TransformerC
     return TransformerConfig(
         num_layers=shape.num_layers,
         hidden_size=shape.hidden_size,
-        ffn_hidden_size=shape.ffn_size,
+        ffn_hidden_size=shape.intermediate_size,
         num_attention_heads=shape.num_heads,
         num_query_groups=shape.num_kv_heads,
         kv_channels=shape.head_dim,
         normalization="RMSNorm",
-        layernorm_epsilon=shape.norm_eps,
+        layernorm_epsilon=shape.rms_eps,
         qk_layernorm=shape.has_qk_norm,
         add_bias_linear=False,
         add_qkv_bias=shape.has_qkv_bias,

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from learner.hf_config import ModelShape
+from engine.inference.shape import ModelShape
 
 Rule = Literal["whole", "vocab", "columns", "qkv", "gate_up"]
 
@@ -73,7 +73,7 @@ def _norm(parameter: str, tensor: str, size: int) -> Mapping:
 
 
 def _layer_mappings(shape: ModelShape, ours: str, theirs: str) -> list[Mapping]:
-    hidden, ffn = shape.hidden_size, shape.ffn_size
+    hidden, ffn = shape.hidden_size, shape.intermediate_size
     query, key = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
     attention = f"{theirs}.self_attn"
     qkv = tuple(f"{attention}.{name}_proj" for name in "qkv")

@@ -142,7 +142,7 @@ def test_a_failed_trajectory_neither_gets_credit_nor_moves_the_mean() -> None:
 
 def test_estimating_needs_no_torch() -> None:
     code = (
-        "import sys, learner, learner.config, learner.advantage, learner.batcher, learner.sft, learner.hf_config;"
+        "import sys, learner, learner.config, learner.advantage, learner.batcher, learner.sft;"
         "sys.exit(any(m in sys.modules for m in ('torch', 'megatron', 'safetensors')))"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from engine.errors import ConfigError, LearnerError
+from engine.errors import ConfigError, DataError, LearnerError
 from engine.types import Batch
 from learner.config import ConstantSchedule, LearnerConfig
 from learner.megatron import MegatronLearner
@@ -108,21 +108,21 @@ def test_a_torn_or_foreign_checkpoint_is_refused_and_changes_nothing(
     file = tmp_path / "ckpt" / "rank-tp00-pp00.pt"
     content = file.read_bytes()
     file.write_bytes(content[:-1])
-    with pytest.raises(LearnerError, match="torn"):
+    with pytest.raises(DataError, match="torn"):
         learner.load(tmp_path / "ckpt")
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(LearnerError, match="torn"):
+    with pytest.raises(DataError, match="torn"):
         learner.load(tmp_path / "ckpt")
     file.unlink()
-    with pytest.raises(LearnerError, match="missing"):
+    with pytest.raises(DataError, match="missing"):
         learner.load(tmp_path / "ckpt")
-    with pytest.raises(LearnerError, match=r"manifest\.json is missing"):
+    with pytest.raises(DataError, match=r"manifest\.json is missing"):
         learner.load(tmp_path / "nowhere")
     assert learner.version == 1
     assert all(torch.equal(t, before[n]) for n, t in exported(learner).items())
     file.write_bytes(content)
     make_model(folder, num_hidden_layers=1)
-    with pytest.raises(LearnerError, match="num_layers 2, this learner has 1"):
+    with pytest.raises(DataError, match="num_layers 2, this learner has 1"):
         open_learner().load(tmp_path / "ckpt")
 
 
@@ -132,16 +132,16 @@ def test_tensors_of_another_shape_are_refused_in_one_line_with_both_shapes(folde
     name = "model.layers.1.mlp.up_proj.weight"
     tensors[name] = tensors[name][:-1].contiguous()
     save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(LearnerError, match=r"up_proj\.weight' has shape \(47, 32\), the model needs \(48, 32\)"):
+    with pytest.raises(DataError, match=r"up_proj\.weight' has shape \(47, 32\), the model needs \(48, 32\)"):
         open_learner()
     del tensors[name]
     save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(LearnerError, match=r"up_proj\.weight' is missing"):
+    with pytest.raises(DataError, match=r"up_proj\.weight' is missing"):
         open_learner()
     make_model(folder)
     tensors = load_file(folder / "model.safetensors") | {"model.layers.0.extra": torch.zeros(1)}
     save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(LearnerError, match=r"layers\.0\.extra"):
+    with pytest.raises(DataError, match=r"layers\.0\.extra"):
         open_learner()
     make_model(folder)
     open_learner().step(random_batch(0))  # every refusal left the process fit for the next learner

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from engine.config import decode
-from engine.errors import ConfigError, LearnerError
+from engine.errors import ConfigError, DataError
+from engine.inference.shape import shape_of
 from learner.attention import PackedLayout, RotaryPositions
 from learner.config import ConstantSchedule, CosineSchedule, LearnerConfig, Ppo
-from learner.hf_config import shape_of
 from learner.logprobs import token_logprobs
 from learner.schedule import learning_rate
 from learner.weights import cut, join, stage_mappings
@@ -67,7 +67,7 @@ def test_bf16_logits_give_float32_logprobs_and_bf16_gradients() -> None:
     st.sampled_from([1, 2, 4]),
 )
 def test_shards_join_to_the_tensors_they_were_cut_from(kind: str, is_tied: bool, tp: int, pp: int) -> None:
-    shape = shape_of({**HF, "model_type": kind, "tie_word_embeddings": is_tied})
+    shape = shape_of({**HF, "tie_word_embeddings": is_tied}, kind)
     generator = torch.Generator().manual_seed(0)
     exported: set[str] = set()
     for stage in range(pp):
@@ -85,7 +85,7 @@ def test_shards_join_to_the_tensors_they_were_cut_from(kind: str, is_tied: bool,
 
 
 def test_a_rank_holds_whole_query_groups_with_their_keys_and_values() -> None:
-    shape = shape_of(HF)  # 4 groups of 2 query heads, head size 2
+    shape = shape_of(HF, "qwen2")  # 4 groups of 2 query heads, head size 2
     mapping = next(m for m in stage_mappings(shape) if m.rule == "qkv" and m.parameter.endswith("bias"))
     q, k, v = torch.arange(16.0), 100 + torch.arange(8.0), 200 + torch.arange(8.0)
     shard = cut(mapping, [q, k, v], shape=shape, rank=1, size=4)
@@ -95,20 +95,19 @@ def test_a_rank_holds_whole_query_groups_with_their_keys_and_values() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gpt2"}, "model_type"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"mlp_bias": True}, "mlp_bias"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
     ],
 )
 def test_a_model_that_would_be_computed_wrongly_is_refused(changes: dict[str, object], message: str) -> None:
-    with pytest.raises(LearnerError, match=message):
-        shape_of({**HF, **changes})
+    with pytest.raises(DataError, match=message):
+        shape_of({**HF, **changes}, "qwen2")
 
 
 def test_both_spellings_of_rope_mean_the_same() -> None:
-    old = shape_of({**HF, "rope_theta": 5e5})
-    new = shape_of({**HF, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}})
+    old = shape_of({**HF, "rope_theta": 5e5}, "qwen2")
+    new = shape_of({**HF, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, "qwen2")
     assert old == new
     assert old.rope_theta == 5e5
 
@@ -132,7 +131,7 @@ def test_a_packed_layout_attends_as_each_sequence_alone_would(lengths: list[int]
 
 def test_rotary_angles_follow_the_depths_of_a_layout_not_the_places_in_the_row() -> None:
     layout = PackedLayout.of((2, 3), torch.zeros(0, dtype=torch.long))
-    rotary = RotaryPositions(shape_of({**HF, "head_dim": 4, "rope_theta": 100.0}))
+    rotary = RotaryPositions(shape_of({**HF, "head_dim": 4, "rope_theta": 100.0}, "qwen2"))
     asked = rotary.get_rotary_seq_len(None, None, None, None, layout)
     angles = rotary(asked, packed_seq=False, cp_group=None)
     assert angles.shape == (5, 1, 1, 4)
@@ -155,7 +154,7 @@ def test_llama_3_rope_equals_the_reference_implementation() -> None:
     raw = {**HF, "model_type": "llama", "hidden_size": 512, "rope_parameters": rope}
     config = LlamaConfig(**{k: v for k, v in raw.items() if k != "model_type"}, max_position_embeddings=512)
     expected = LlamaRotaryEmbedding(config).inv_freq
-    torch.testing.assert_close(RotaryPositions(shape_of(raw)).inv_freq, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(RotaryPositions(shape_of(raw, "llama")).inv_freq, expected, rtol=1e-6, atol=0)
 
 
 def test_the_rate_warms_up_then_holds_or_falls_to_its_floor() -> None:

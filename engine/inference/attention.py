@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from engine.inference.shape import ModelShape
+from engine.inference.shape import ModelShape, inverse_frequencies
 from engine.types import Int32
 
 MAX_NATIVE_HEAD_DIM = 256
@@ -89,9 +89,7 @@ def make_kv_cache(shape: ModelShape, *, num_slots: int, device: torch.device, dt
 
 def rope_tables(shape: ModelShape, *, num_positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the rotation angles, float32 [positions, head dim / 2] each (RoFormer, eq. 15)."""
-    half = torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim
-    frequencies = 1.0 / (shape.rope_theta**half)
-    angles = torch.arange(num_positions, dtype=torch.float32)[:, None] * frequencies
+    angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), torch.from_numpy(inverse_frequencies(shape)))
     return angles.cos().to(device), angles.sin().to(device)
 
 

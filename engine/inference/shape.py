@@ -10,12 +10,23 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import msgspec
+import numpy as np
 
 from engine.errors import DataError
+from engine.types import Float32
 
 ModelKind = Literal["qwen2", "qwen3", "llama"]
 
 _ARCHITECTURES: dict[str, str] = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
+
+
+class Llama3Rope(msgspec.Struct, frozen=True, kw_only=True):
+    """Llama 3's stretching of the long rotary waves."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_length: int
 
 
 class ModelShape(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,6 +42,7 @@ class ModelShape(msgspec.Struct, frozen=True, kw_only=True):
     head_dim: int
     max_positions: int
     rope_theta: float = 10_000.0
+    llama3_rope: Llama3Rope | None = None
     rms_eps: float = 1e-6
     is_tied: bool = False
     """The output layer is the embedding matrix."""
@@ -56,23 +68,23 @@ def read_shape(path: str | Path) -> ModelShape:
         raise DataError(f"{file}: no such file; a model is a folder in Hugging Face form") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{file}: {error}") from None
+    if not isinstance(raw, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise DataError(f"{file}: expected an object")
     kind = raw.get("model_type")
     if kind not in _ARCHITECTURES:
         raise DataError(f"{file}: model_type {kind!r} is not one of {', '.join(_ARCHITECTURES)}")
     try:
-        return _shape(raw, cast(ModelKind, kind))
+        return shape_of(raw, cast(ModelKind, kind))
     except KeyError as error:
         raise DataError(f"{file}: key {error.args[0]!r} is missing") from None
     except (DataError, TypeError) as error:
         raise DataError(f"{file}: {error}") from None
 
 
-def _shape(raw: dict[str, Any], kind: ModelKind) -> ModelShape:
-    # transformers 5 writes `rope_parameters`; older checkpoints have `rope_theta` and perhaps `rope_scaling`.
-    rope: dict[str, Any] = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
+def shape_of(raw: dict[str, Any], kind: ModelKind) -> ModelShape:
+    """As `read_shape`, from the decoded object; raises `KeyError` for a missing key."""
+    rope_theta, llama3_rope = _rope(raw)
     refused = {
-        "rope type": (rope_type, "default"),
         "hidden_act": (raw.get("hidden_act", "silu"), "silu"),
         "use_sliding_window": (bool(raw.get("use_sliding_window", False)), False),
         "mlp_bias": (bool(raw.get("mlp_bias", False)), False),
@@ -91,9 +103,10 @@ def _shape(raw: dict[str, Any], kind: ModelKind) -> ModelShape:
         num_layers=int(raw["num_hidden_layers"]),
         num_heads=num_heads,
         num_kv_heads=int(raw.get("num_key_value_heads") or num_heads),
-        head_dim=int(raw.get("head_dim") or hidden_size // num_heads),
+        head_dim=int(raw.get("head_dim") or (128 if kind == "qwen3" else hidden_size // num_heads)),
         max_positions=int(raw.get("max_position_embeddings", 32_768)),
-        rope_theta=float(rope.get("rope_theta") or raw.get("rope_theta") or 10_000.0),
+        rope_theta=rope_theta,
+        llama3_rope=llama3_rope,
         rms_eps=float(raw.get("rms_norm_eps", 1e-6)),
         is_tied=bool(raw.get("tie_word_embeddings", False)),
         has_qkv_bias=kind == "qwen2",
@@ -105,6 +118,40 @@ def _shape(raw: dict[str, Any], kind: ModelKind) -> ModelShape:
             f"{shape.head_dim} do not fit together"
         )
     return shape
+
+
+def _rope(raw: dict[str, Any]) -> tuple[float, Llama3Rope | None]:
+    """Both spellings: `rope_parameters` of transformers 5, and the older `rope_theta` with `rope_scaling`."""
+    rope: dict[str, Any] = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    theta = float(rope.get("rope_theta") or raw.get("rope_theta") or 10_000.0)
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind == "default":
+        return theta, None
+    if kind != "llama3":
+        raise DataError(f"rope type {kind!r} is not supported, only 'default' and 'llama3'")
+    return theta, Llama3Rope(
+        factor=float(rope["factor"]),
+        low_freq_factor=float(rope["low_freq_factor"]),
+        high_freq_factor=float(rope["high_freq_factor"]),
+        original_length=int(rope["original_max_position_embeddings"]),
+    )
+
+
+def inverse_frequencies(shape: ModelShape) -> Float32:
+    """theta^(-2i/D) for i in 0..D/2-1 in float32; with Llama 3's rule, long waves are stretched by `factor`."""
+    exponents = np.arange(0, shape.head_dim, 2, dtype=np.float32) / np.float32(shape.head_dim)
+    inverse = (np.float32(1.0) / np.power(np.float32(shape.rope_theta), exponents)).astype(np.float32)
+    rule = shape.llama3_rope
+    if rule is None:
+        return inverse
+    wavelengths = 2 * np.pi / inverse
+    longest, shortest = rule.original_length / rule.low_freq_factor, rule.original_length / rule.high_freq_factor
+    smooth = (rule.original_length / wavelengths - rule.low_freq_factor) / (
+        rule.high_freq_factor - rule.low_freq_factor
+    )
+    blended = (1 - smooth) * inverse / rule.factor + smooth * inverse
+    stretched = np.where(wavelengths > longest, inverse / rule.factor, inverse)
+    return np.where((wavelengths <= longest) & (wavelengths >= shortest), blended, stretched).astype(np.float32)
 
 
 def write_config(path: str | Path, shape: ModelShape, *, eos_token_ids: tuple[int, ...] = ()) -> None:
