@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 bad input, 75 interrupted and resumable. Bad inp
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 BAD_INPUT = 2
 INTERRUPTED = 75
@@ -25,10 +26,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return commands.run(arguments)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="arpo", description="Train agents that use tools: branching rollouts, asynchronous RL."
-    )
+    parser = _Parser(prog="arpo", description="Train agents that use tools: branching rollouts, asynchronous RL.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, help: str, *, has_config: bool = True) -> argparse.ArgumentParser:
@@ -48,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     rollout.add_argument("--data", help="shorthand for data.path=FILE")
     rollout.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
     rollout.add_argument("--out", required=True, metavar="FILE", help="where the lines go")
-    rollout.add_argument("--concurrency", type=int, default=16, metavar="N", help="prompts in flight (default 16)")
+    rollout.add_argument(
+        "--concurrency", type=_positive, default=16, metavar="N", help="prompts in flight (default 16)"
+    )
     evaluate = command("eval", "measure a policy; metrics as JSON and as a table")
     evaluate.add_argument("--data", help="shorthand for eval.data.path=FILE")
     evaluate.add_argument("--k", type=int, metavar="N", help="trajectories a question, for pass@k")

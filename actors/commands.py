@@ -5,7 +5,6 @@ import asyncio
 import json
 import logging
 import os
-import shutil
 import signal
 import sys
 import tempfile
@@ -17,7 +16,7 @@ import msgspec
 
 from actors.cli import BAD_INPUT, INTERRUPTED
 from actors.config import Config
-from engine.errors import ArpoError, ConfigError, DataError
+from engine.errors import ArpoError, ConfigError, DataError, LearnerError, cause
 
 T = TypeVar("T")
 
@@ -33,18 +32,11 @@ def run(arguments: argparse.Namespace) -> int:
         sys.stderr.write("arpo: interrupted\n")
         return INTERRUPTED
     except (ArpoError, BaseExceptionGroup) as error:
-        cause = _cause(error)
-        if not isinstance(cause, ArpoError):
+        first = cause(error)
+        if not isinstance(first, ArpoError):
             raise
-        sys.stderr.write(f"arpo: {cause}\n")
-        return BAD_INPUT if isinstance(cause, ConfigError | DataError) else 1
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The first error in nested groups: siblings that were cancelled because of it are not in there."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+        sys.stderr.write(f"arpo: {first}\n")
+        return BAD_INPUT if isinstance(first, ConfigError | DataError) else 1
 
 
 def _interruptible(main: Coroutine[Any, Any, T]) -> T:
@@ -75,8 +67,22 @@ def _interruptible(main: Coroutine[Any, Any, T]) -> T:
 
 def _config(arguments: argparse.Namespace, **shorthands: Any) -> Config:
     """The configuration with its overrides; a shorthand is an override that was given as an option."""
-    overrides = [*arguments.overrides, *(f"{key}={json.dumps(v)}" for key, v in shorthands.items() if v is not None)]
+    overrides = [*arguments.overrides, *(f"{key}={_toml(v)}" for key, v in shorthands.items() if v is not None)]
     return Config.load(arguments.config, *overrides)
+
+
+def _toml(value: str | int) -> str:
+    # JSON's escapes are TOML's, but for pairs of surrogates.
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _output(path: str, *, option: str) -> Path:
+    """Where a file will be written; refused now, rather than when there is something to write."""
+    if not Path(path).parent.is_dir():
+        raise ConfigError(f"{option} {path}: no such folder {Path(path).parent}")
+    if Path(path).is_dir():
+        raise ConfigError(f"{option} {path}: a folder, not a file")
+    return Path(path)
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -90,9 +96,7 @@ def _train(arguments: argparse.Namespace) -> int:
         if chosen.is_finished and not arguments.fresh:
             display.note(f"{chosen.path} is finished already; --fresh trains it anew, run.name=... another one")
         else:
-            if arguments.fresh:
-                shutil.rmtree(chosen.path, ignore_errors=True)
-            _interruptible(train(config, chosen, watcher=display))
+            _interruptible(train(config, chosen, watcher=display, is_fresh=arguments.fresh))
         if chosen.summary is not None:
             display.summary(chosen.summary)
     return 0
@@ -103,11 +107,14 @@ def _sft(arguments: argparse.Namespace) -> int:
     from actors.materials import materialise
     from actors.run_dir import choose
     from actors.runtime import LocalRuntime
-    from actors.sft import run_sft
+    from actors.sft import ColdStart
 
     config = _config(arguments)
     if config.sft is None:
         raise ConfigError(f"{arguments.config}: no [sft] section - at $.sft")
+    if config.run.name is not None:  # the folder without the suffix is that of an RL run
+        named = msgspec.structs.replace(config.run, name=f"{config.run.name}-sft")
+        config = msgspec.structs.replace(config, run=named)
     settings = config.sft
     chosen = choose(config, stem=f"{Path(arguments.config).stem}-sft", fresh=False)
 
@@ -115,12 +122,13 @@ def _sft(arguments: argparse.Namespace) -> int:
         ready = materialise(config)
         async with LocalRuntime(ready, chosen.path) as runtime:
             assert ready.sft is not None
-            target = chosen.path / "hf"
-            await run_sft(ready.sft, runtime, target=target, seed=config.run.seed, watcher=display)
+            cold_start = ColdStart(ready.sft, runtime, seed=config.run.seed)
+            with chosen.locked():
+                chosen.write_config(config)
+                display.phase("supervised fine-tuning", settings.steps)
+                await cold_start.run(chosen.path / "hf", watcher=display)
 
-    with chosen.locked(), Display(chosen.path) as display:
-        chosen.write_config(config)
-        display.phase("supervised fine-tuning", settings.steps)
+    with Display(chosen.path) as display:
         _interruptible(main())
         display.note(f"the model is in {chosen.path / 'hf'}")
     return 0
@@ -131,9 +139,7 @@ def _rollout(arguments: argparse.Namespace) -> int:
     from actors.rollout import rollout
 
     config = _config(arguments, **{"data.path": arguments.data, "data.limit": arguments.limit})
-    out = Path(arguments.out)
-    if not out.parent.is_dir():
-        raise ConfigError(f"--out {out}: no such folder {out.parent}")
+    out = _output(arguments.out, option="--out")
     with tempfile.TemporaryDirectory(prefix="arpo-rollout-") as scratch, Display(out) as display:
         totals = _interruptible(
             rollout(
@@ -155,13 +161,14 @@ def _eval(arguments: argparse.Namespace) -> int:
     config = _config(arguments, **{"eval.data.path": arguments.data, "eval.samples": arguments.k})
     if config.eval is None:
         raise ConfigError(f"{arguments.config}: no [eval] section, and no --data - at $.eval")
+    json_file = None if arguments.json is None else _output(arguments.json, option="--json")
     with tempfile.TemporaryDirectory(prefix="arpo-eval-") as scratch, Display(Path(config.eval.data.path)) as display:
         metrics = _interruptible(measure(config, config.eval, run_dir=Path(scratch), watcher=display))
         display.table("evaluation", metrics)
     encoded = json.dumps(metrics, indent=2)
     sys.stdout.write(encoded + "\n")
-    if arguments.json:
-        Path(arguments.json).write_text(encoded + "\n", encoding="utf-8")
+    if json_file is not None:
+        json_file.write_text(encoded + "\n", encoding="utf-8")
     return 0
 
 
@@ -169,14 +176,15 @@ def _bench(arguments: argparse.Namespace) -> int:
     from actors.bench.harness import run_bench
     from actors.display import Display
 
+    json_file = None if arguments.json is None else _output(arguments.json, option="--json")
     with Display(Path()) as display:
         names = ("decode", "async") if arguments.name == "all" else (arguments.name,)
         reports = [run_bench(name, is_quick=arguments.quick, on_progress=display.note) for name in names]
         for report in reports:
             display.table(report.bench, report.figures)
-    if arguments.json:
+    if json_file is not None:
         content = reports[0] if len(reports) == 1 else reports
-        Path(arguments.json).write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=2))
+        json_file.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=2))
     return 0
 
 
@@ -196,7 +204,10 @@ def _export(arguments: argparse.Namespace) -> int:
     async def main() -> None:
         async with LocalRuntime(materialise(config), Path(scratch)) as runtime:
             trainer = await runtime.start_trainer(runtime.model_path)
-            await trainer.load(str(checkpoints[-1]))
+            try:
+                await trainer.load(str(checkpoints[-1]))
+            except LearnerError as error:
+                raise DataError(str(error)) from None
             await trainer.export_hf(arguments.hf)
 
     with tempfile.TemporaryDirectory(prefix="arpo-export-") as scratch:

@@ -21,7 +21,7 @@ async def measure(config: Config, settings: EvalConfig, *, run_dir: Path, watche
     config = materialise(config)
     assert config.eval is not None
     async with LocalRuntime(config, run_dir) as runtime:
-        questions = PromptDataset(config.eval.data, renderer=runtime.renderer)
+        questions = runtime.prompts(config.eval.data)
         router = await runtime.start_generators(await starting_model(config, runtime, watcher=watcher))
         watcher.phase("evaluation", len(questions))
         return await ask(questions, settings, config=config, runtime=runtime, router=router, on_group=watcher.group)

@@ -47,7 +47,7 @@ async def actor_process(
     reader, writer = await asyncio.open_connection(sock=ours)
     caller = Caller(name, reader, writer)
     receiving = asyncio.create_task(caller.receive(), name=f"receive {name}")
-    watching = asyncio.create_task(_watch(process, caller, log), name=f"watch {name}")
+    watching = asyncio.create_task(_watch(process, caller, receiving, log), name=f"watch {name}")
     try:
         try:
             async with asyncio.timeout(start_timeout_s):
@@ -63,9 +63,18 @@ async def actor_process(
         await asyncio.gather(watching, receiving, return_exceptions=True)
 
 
-async def _watch(process: asyncio.subprocess.Process, caller: Caller, log: Path) -> None:
-    code = await process.wait()
-    caller.lose("\n  ".join([f"exit code {code}; the end of {log}:", *_tail(log)]))
+async def _watch(process: asyncio.subprocess.Process, caller: Caller, receiving: asyncio.Task[None], log: Path) -> None:
+    """Fail all calls when the connection ends; a process that dies closes it a moment before it has an exit code."""
+    await asyncio.wait({receiving})
+    reason = "its connection ended"
+    if (error := receiving.exception()) is not None:
+        reason = f"it sent what cannot be read: {error}"
+    try:
+        async with asyncio.timeout(TERMINATE_S):
+            reason = f"exit code {await process.wait()}"
+    except TimeoutError:
+        pass  # it lives on without a connection; leaving the block ends it
+    caller.lose("\n  ".join([f"{reason}; the end of {log}:", *_tail(log)]))
 
 
 def _tail(log: Path) -> list[str]:

@@ -11,7 +11,6 @@ from actors.materials import materialise
 from actors.runtime import LocalRuntime
 from actors.sft import starting_model
 from actors.watcher import Watcher
-from engine.dataset import PromptDataset
 from engine.renderer import Renderer
 from engine.types import TrajectoryGroup
 
@@ -49,7 +48,7 @@ async def rollout(config: Config, *, out: Path, run_dir: Path, concurrency: int,
     totals: dict[str, Any] = dict.fromkeys(("forks", "requested", "executed", "prefilled", "cached"), 0)
     try:
         async with LocalRuntime(config, run_dir) as runtime:
-            dataset = PromptDataset(config.data, renderer=runtime.renderer)
+            dataset = runtime.prompts(config.data)
             model_path = await starting_model(config, runtime, watcher=watcher)
             with partial.open("wb") as lines:
 

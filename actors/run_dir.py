@@ -6,6 +6,7 @@ runs/NAME/  config.json  metrics.jsonl  summary.json  journal/  checkpoints/  be
 import contextlib
 import fcntl
 import re
+import shutil
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,8 @@ from actors.config import Config
 from engine import config as configuration
 from engine.config import differences, to_json
 from engine.errors import ConfigError
+
+LOCK = ".lock"
 
 Status = Literal["finished", "interrupted", "failed"]
 
@@ -51,7 +54,7 @@ class RunDir:
     @property
     def summary(self) -> Summary | None:
         """None for a run that never came to an orderly end."""
-        with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
+        with contextlib.suppress(OSError, msgspec.DecodeError):
             return msgspec.json.decode((self.path / "summary.json").read_bytes(), type=Summary)
         return None
 
@@ -67,12 +70,13 @@ class RunDir:
             raw: dict[str, Any] = msgspec.json.decode((self.path / "config.json").read_bytes())
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise ConfigError(f"{self.path}: {error.strerror} - at $.run.dir") from None
         except msgspec.DecodeError as error:
             raise ConfigError(f"{self.path / 'config.json'}: {error}") from None
         return configuration.decode(raw, Config, source=str(self.path / "config.json"))
 
     def write_config(self, config: Config) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
         write_whole(self.path / "config.json", to_json(config))
 
     def write_summary(self, summary: Summary) -> None:
@@ -81,13 +85,25 @@ class RunDir:
     @contextlib.contextmanager
     def locked(self) -> Generator[None, None, None]:
         """Hold the run for this process. Raises `ConfigError` where another one works on it."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as lock:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / LOCK).open("w")
+        except OSError as error:
+            raise ConfigError(f"{self.path}: {error.strerror} - at $.run.dir") from None
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise ConfigError(f"{self.path}: another process works on this run") from None
             yield
+
+    def clear(self) -> None:
+        """Remove everything of an earlier run but the lock, which the caller holds."""
+        for path in self.path.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
 
 
 def choose(config: Config, *, stem: str, fresh: bool) -> RunDir:

@@ -7,7 +7,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Self
 
@@ -17,10 +17,12 @@ from actors.process import actor_process
 from actors.remote import RemoteGenerator, RemoteTrainer
 from actors.wire import Caller
 from engine.cohort import Cohort
-from engine.errors import GeneratorError, LearnerError
+from engine.dataset import DataConfig, PromptDataset
+from engine.errors import ConfigError, GeneratorError, LearnerError, cause
 from engine.events import AnyTreeEvent
+from engine.inference.loading import check_weights
 from engine.inference.router import Router
-from engine.inference.shape import read_shape
+from engine.inference.shape import parameter_shapes, read_shape
 from engine.renderer import Renderer, make_renderer
 from engine.rollout import TreeRollout
 from engine.rollout_config import RolloutConfig
@@ -46,25 +48,53 @@ class LocalRuntime:
     def __init__(
         self, config: Config, run_dir: Path, *, tools: Sequence[Tool] = (), reward: Tool | None = None
     ) -> None:
-        """`tools` come beside the configured ones; `reward` replaces the configured one."""
+        """`tools` come beside the configured ones; `reward` replaces the configured one.
+
+        Raises `DataError` or `ConfigError` for a model or a corpus that cannot be used; nothing has started by then.
+        """
         assert isinstance(config.model, HfModel), "materialise first"
         self.config = config
         self.model_path = config.model.path
         self.run_dir = run_dir
         self.tokenizer = load_tokenizer(self.model_path)
-        self.vocab_size = read_shape(self.model_path).vocab_size
+        shape = read_shape(self.model_path)
+        check_weights(self.model_path, parameter_shapes(shape))
+        self.vocab_size = shape.vocab_size
+        self._max_length = min(shape.max_positions, config.generator.max_kv_tokens)
         self._executor = build_executor(config.tools, tools=tools, reward=reward)
         self.generators: list[RemoteGenerator] = []
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        await self._stack.__aenter__()
-        self.tools: Executor = await self._stack.enter_async_context(self._executor)
-        self.renderer: Renderer = make_renderer(self.config.renderer, tokenizer=self.tokenizer, specs=self.tools.specs)
+        async with AsyncExitStack() as stack:
+            self.tools: Executor = await stack.enter_async_context(self._executor)
+            self.renderer: Renderer = make_renderer(
+                self.config.renderer, tokenizer=self.tokenizer, specs=self.tools.specs
+            )
+            self._stack = stack.pop_all()
         return self
 
     async def __aexit__(self, *error: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """End every process; done again, it does nothing."""
         await self._stack.aclose()
+
+    def prompts(self, config: DataConfig) -> PromptDataset:
+        """The questions of a file, every one of them short enough to be asked and answered.
+
+        Raises `DataError` or `ConfigError` where one is not.
+        """
+        dataset = PromptDataset(config, renderer=self.renderer)
+        longest, response = dataset.longest(), self.config.rollout.sampling.max_response_tokens
+        if longest + response > self._max_length:
+            raise ConfigError(
+                f"{config.path}: a prompt of {longest} tokens and a response of {response} do not fit into "
+                f"{self._max_length} (the smaller of generator.max_kv_tokens and the model's positions) "
+                "- at $.rollout.sampling.max_response_tokens"
+            )
+        return dataset
 
     async def start_generators(self, model_path: str) -> Router:
         """Start all generator processes side by side; requests go through the router."""
@@ -145,15 +175,22 @@ class LocalRuntime:
             )
             for name, start in starts
         ]
+
         # Entered side by side: ranks of one learner wait for each other before any of them answers.
-        entered = await asyncio.gather(*(context.__aenter__() for context in contexts), return_exceptions=True)
-        for context, caller in zip(contexts, entered, strict=True):
-            if not isinstance(caller, BaseException):
-                stack.push_async_exit(context)
-        for caller in entered:
-            if isinstance(caller, BaseException):
-                raise caller
-        return [caller for caller in entered if isinstance(caller, Caller)]
+        async def enter(context: AbstractAsyncContextManager[Caller]) -> Caller:
+            caller = await context.__aenter__()
+            stack.push_async_exit(context)
+            return caller
+
+        entering: list[asyncio.Task[Caller]] = []
+        try:
+            # The first one that fails cancels the others, which might wait for it until their deadline.
+            async with asyncio.TaskGroup() as tasks:
+                for context, (name, _) in zip(contexts, starts, strict=True):
+                    entering.append(tasks.create_task(enter(context), name=f"start {name}"))
+        except BaseExceptionGroup as errors:
+            raise cause(errors) from errors
+        return [task.result() for task in entering]
 
     def _weights_dir(self, name: str, stack: AsyncExitStack) -> Path:
         """A folder in shared memory where there is one; one for each run, so that a killed run leaves nothing twice."""

@@ -42,9 +42,8 @@ class Session:
             scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="arpo-session-"))
             runtime = LocalRuntime(self._config, Path(scratch), tools=self._tools, reward=self._reward)
             self._runtime = await stack.enter_async_context(runtime)
-            self._router = await runtime.start_generators(
-                await starting_model(self._config, runtime, watcher=Watcher())
-            )
+            model_path = await starting_model(self._config, runtime, watcher=Watcher())
+            self._router = await runtime.start_generators(model_path)
             self._stack = stack.pop_all()
         return self
 

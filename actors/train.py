@@ -14,12 +14,12 @@ from actors.materials import materialise
 from actors.measure import ask
 from actors.run_dir import RunDir, Status, Summary, write_whole
 from actors.runtime import LocalRuntime
-from actors.sft import starting_model
+from actors.sft import StartingModel
 from actors.watcher import Watcher
 from engine import journal as journals
 from engine.config import digest
 from engine.controller import Controller
-from engine.dataset import PromptDataset
+from engine.errors import cause
 from engine.events import AnyEvent, Checkpointed, Evaluated, RunStarted, StepFinished
 from engine.journal import Journal
 from engine.metrics import MetricsFold, StepMetrics
@@ -31,29 +31,54 @@ logger = logging.getLogger(__name__)
 KEPT_CHECKPOINTS = 2
 
 
-async def train(config: Config, run: RunDir, *, watcher: Watcher) -> Summary:
+async def train(config: Config, run: RunDir, *, watcher: Watcher, is_fresh: bool = False) -> Summary:
     """Train to the end and return the summary, which is on disk by then.
 
-    Cancelling (Ctrl-C) leaves a run that goes on when it is started again: the summary says `interrupted`.
+    Bad input (configuration, model, data, traces) is refused before the run's folder is made, or emptied where
+    `is_fresh` asks for that. Cancelling (Ctrl-C) leaves a run that goes on when it is started again: the summary says
+    `interrupted`.
     """
-    with run.locked():
-        run.write_config(config)
-        training = Training(config, run, watcher=watcher)
-        status: Status = "failed"
-        error = ""
-        try:
-            await training.run()
-            status = "finished"
-        except asyncio.CancelledError:
-            status = "interrupted"
-            raise
-        except BaseException as failure:
-            error = str(failure)
-            raise
-        finally:
-            summary = training.summary(status=status, error=error)
-            run.write_summary(summary)
-        return summary
+    async with LocalRuntime(materialise(config), run.path) as runtime:
+        inputs = Inputs(runtime)
+        with run.locked():
+            if is_fresh:
+                run.clear()
+            try:
+                return await _train(config, run, runtime, inputs, watcher=watcher)
+            finally:
+                # Its processes end before another one may take the run.
+                await runtime.aclose()
+
+
+async def _train(config: Config, run: RunDir, runtime: LocalRuntime, inputs: "Inputs", *, watcher: Watcher) -> Summary:
+    run.write_config(config)
+    training = Training(config, run, watcher=watcher)
+    status: Status = "failed"
+    error = ""
+    try:
+        await training.run(runtime, inputs)
+        status = "finished"
+    except asyncio.CancelledError:
+        status = "interrupted"
+        raise
+    except BaseException as failure:
+        error = str(cause(failure))
+        raise
+    finally:
+        summary = training.summary(status=status, error=error)
+        run.write_summary(summary)
+    return summary
+
+
+class Inputs:
+    """What a run reads, opened and checked; nothing has started by then."""
+
+    def __init__(self, runtime: LocalRuntime) -> None:
+        """Raises `ConfigError` or `DataError` for what cannot be used."""
+        config = runtime.config
+        self.dataset = runtime.prompts(config.data)
+        self.questions = None if config.eval is None else runtime.prompts(config.eval.data)
+        self.model = StartingModel(config, runtime)
 
 
 class Training:
@@ -70,48 +95,44 @@ class Training:
         self._base_t = 0.0
         self._num_starts = 0
 
-    async def run(self) -> None:
+    async def run(self, runtime: LocalRuntime, inputs: Inputs) -> None:
         """Start what the run needs, train, and leave the model in `hf/`."""
-        config = materialise(self._config)
+        config, questions = runtime.config, inputs.questions
         self._fold_journal()
-        async with LocalRuntime(config, self._run.path) as runtime:
-            # Bad data is refused before anything is started.
-            dataset = PromptDataset(config.data, renderer=runtime.renderer)
-            questions = None if config.eval is None else PromptDataset(config.eval.data, renderer=runtime.renderer)
-            model_path = await starting_model(config, runtime, watcher=self._watcher)
-            self._watcher.phase("start", None)
-            router = await runtime.start_generators(model_path)
-            trainer = await runtime.start_trainer(model_path)
+        model_path = await inputs.model.make(watcher=self._watcher)
+        self._watcher.phase("start", None)
+        router = await runtime.start_generators(model_path)
+        trainer = await runtime.start_trainer(model_path)
 
-            async def evaluate() -> dict[str, float]:
-                assert config.eval is not None
-                assert questions is not None
-                metrics = await ask(questions, config.eval, config=config, runtime=runtime, router=router)
-                if all(metrics["success"] > before.metrics["success"] for before in self._evaluations):
-                    await trainer.export_hf(str(self._run.best))
-                return metrics
+        async def evaluate() -> dict[str, float]:
+            assert config.eval is not None
+            assert questions is not None
+            metrics = await ask(questions, config.eval, config=config, runtime=runtime, router=router)
+            if all(metrics["success"] > before.metrics["success"] for before in self._evaluations):
+                await trainer.export_hf(str(self._run.best))
+            return metrics
 
-            with Journal(self._run.journal) as journal, self._run.metrics.open("ab") as rows:
-                emit = self._emitter(journal, rows)
-                emit(RunStarted(run=self._run.path.name, config_digest=digest(self._config), resumed=self._num_starts))
-                if questions is not None and not self._evaluations:
-                    emit(Evaluated(step=0, version=0, metrics=await evaluate()))
-                self._watcher.phase("reinforcement learning", config.train.steps)
-                controller = Controller(
-                    config=config.train,
-                    rollout_config=config.rollout,
-                    state=self._state,
-                    prompts=dataset,
-                    rollout=runtime.rollouts(router, config=config.rollout, seed=config.run.seed, emit=emit),
-                    credit=lambda group: estimate(group, config.learner.advantage),
-                    generators=runtime.generators,
-                    trainer=trainer,
-                    checkpoint_path=lambda step: str(self._run.checkpoints / f"step-{step:06d}"),
-                    emit=emit,
-                    evaluate=None if questions is None else evaluate,
-                )
-                await controller.run()
-            await trainer.export_hf(str(self._run.path / "hf"))
+        with Journal(self._run.journal) as journal, self._run.metrics.open("ab") as rows:
+            emit = self._emitter(journal, rows)
+            emit(RunStarted(run=self._run.path.name, config_digest=digest(self._config), resumed=self._num_starts))
+            if questions is not None and not self._evaluations:
+                emit(Evaluated(step=0, version=0, metrics=await evaluate()))
+            self._watcher.phase("reinforcement learning", config.train.steps)
+            controller = Controller(
+                config=config.train,
+                rollout_config=config.rollout,
+                state=self._state,
+                prompts=inputs.dataset,
+                rollout=runtime.rollouts(router, config=config.rollout, seed=config.run.seed, emit=emit),
+                credit=lambda group: estimate(group, config.learner.advantage),
+                generators=runtime.generators,
+                trainer=trainer,
+                checkpoint_path=lambda step: str(self._run.checkpoints / f"step-{step:06d}"),
+                emit=emit,
+                evaluate=None if questions is None else evaluate,
+            )
+            await controller.run()
+        await trainer.export_hf(str(self._run.path / "hf"))
 
     def summary(self, *, status: Status, error: str = "") -> Summary:
         """What the run has come to so far, over all processes that worked on it."""

@@ -39,7 +39,10 @@ async def _read_frame(reader: asyncio.StreamReader) -> bytes | None:
 
 
 class Caller:
-    """The calling side of one actor. `receive` must run as a task for as long as calls are made."""
+    """The calling side of one actor. `receive` must run as a task for as long as calls are made.
+
+    Whoever runs it says `lose` when it ends: why an actor went away is known better there.
+    """
 
     def __init__(self, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.name = name
@@ -50,12 +53,11 @@ class Caller:
         self._lost: str | None = None
 
     async def receive(self) -> None:
-        """Hand out answers until the actor goes away; every open call then fails."""
+        """Hand out answers until the actor goes away."""
         while (frame := await _read_frame(self._reader)) is not None:
             answer = _ANSWERS.decode(frame)
             if answer.number in self._answers:
                 self._answers[answer.number].put_nowait(answer)
-        self.lose("it closed its connection")
 
     def lose(self, reason: str) -> None:
         """The actor is gone: fail open calls and later ones."""

@@ -34,10 +34,10 @@ from engine.events import (
 )
 from engine.interfaces import Generator, Trainer
 from engine.rollout_config import RolloutConfig
-from engine.run_state import RunState
+from engine.run_state import CohortUse, RunState
 from engine.train_config import TrainConfig, check_deterministic
 from engine.tree import TreeBuilder
-from engine.types import Batch, Prompt, Sample, TrajectoryGroup, Version
+from engine.types import Batch, Prompt, Sample, TrajectoryGroup
 
 logger = logging.getLogger(__name__)
 
@@ -97,10 +97,14 @@ class Controller:
         )
         self._samples: dict[str, Sample] = {}
         self._cohorts: dict[int, Cohort] = {}
-        self._run_leaves = Account("run")
-        self._run_calls = Account("run", limit=rollout_config.budget.calls_per_run)
+        used = state.used.values()
+        self._run_leaves = Account("run", spent=sum(use.num_leaves for use in used))
+        limit = rollout_config.budget.calls_per_run
+        self._run_calls = Account("run", limit=limit, spent=sum(use.num_calls for use in used))
         self._num_wanted = state.num_admitted - state.num_refused
         """Groups admitted and not refused: what the remaining steps can be made of."""
+        self._num_saved = 0 if state.checkpoint is None else state.checkpoint.step
+        self._num_evaluated = max(state.evaluated_step, 0)
         self._num_refused_in_a_row = 0
         self._is_produced = False
         self._moved = asyncio.Condition()
@@ -211,12 +215,13 @@ class Controller:
         budget = self._rollout_config.budget
         if number not in self._cohorts:
             self._cohorts = {n: c for n, c in self._cohorts.items() if not c.is_over}
+            name, use = f"cohort {number}", self._state.used.get(number, CohortUse())
             self._cohorts[number] = Cohort(
                 number,
-                size=self._config.batch_size,
+                size=self._config.batch_size - use.num_trees,
                 granting=self._rollout_config.granting,
-                leaves=Account(f"cohort {number}", limit=budget.leaves_per_cohort, parent=self._run_leaves),
-                tool_calls=Account(f"cohort {number}", limit=budget.calls_per_cohort, parent=self._run_calls),
+                leaves=Account(name, limit=budget.leaves_per_cohort, parent=self._run_leaves, spent=use.num_leaves),
+                tool_calls=Account(name, limit=budget.calls_per_cohort, parent=self._run_calls, spent=use.num_calls),
                 is_logical=self._config.deterministic,
             )
         return self._cohorts[number]
@@ -225,6 +230,7 @@ class Controller:
 
     async def _train(self) -> None:
         step = self._state.step
+        await self._close_step(step, is_last=False)
         while self._config.steps is None or step < self._config.steps:
             groups = await self._buffer.take()
             if groups is None:
@@ -237,16 +243,23 @@ class Controller:
                 self._emit(StepFinished(report=await self._trainer.step(self._batch(step, groups))))
             if self._config.deterministic:
                 await self._quiet()
-            version = await self._publish(names)
-            is_last = step == self._config.steps
-            if step % self._config.checkpoint_every == 0 or is_last:
-                await self._checkpoint(step, version)
-            if self._evaluate and self._config.eval_every and (step % self._config.eval_every == 0 or is_last):
-                self._emit(Evaluated(step=step, version=version, metrics=await self._evaluate()))
-        if self._state.step < step and step % self._config.checkpoint_every and step != self._config.steps:
-            await self._checkpoint(step, self._buffer.version)
+            await self._publish(names)
+            await self._close_step(step, is_last=False)
+        await self._close_step(step, is_last=True)
 
-    async def _publish(self, names: Sequence[str]) -> Version:
+    async def _close_step(self, step: int, *, is_last: bool) -> None:
+        """Make the checkpoint and the evaluation that are due behind a step, unless they are there already."""
+        version, every = self._buffer.version, self._config.eval_every
+        if step > self._num_saved and (is_last or step % self._config.checkpoint_every == 0):
+            path = self._checkpoint_path(step)
+            await self._trainer.save(path)
+            self._emit(Checkpointed(step=step, version=version, path=path))
+            self._num_saved = step
+        if self._evaluate and every and step > self._num_evaluated and (is_last or step % every == 0):
+            self._emit(Evaluated(step=step, version=version, metrics=await self._evaluate()))
+            self._num_evaluated = step
+
+    async def _publish(self, names: Sequence[str]) -> None:
         """Weights first, slots afterwards: no group is ever born under weights older than its slot says."""
         ref = await self._trainer.publish()
         async with asyncio.TaskGroup() as updates:
@@ -255,12 +268,6 @@ class Controller:
                 updates.create_task(update, name=f"update generator {number}")
         self._emit(WeightsPublished(version=ref.version, prompt_ids=tuple(names)))
         await self._buffer.release(version=ref.version)
-        return ref.version
-
-    async def _checkpoint(self, step: int, version: Version) -> None:
-        path = self._checkpoint_path(step)
-        await self._trainer.save(path)
-        self._emit(Checkpointed(step=step, version=version, path=path))
 
     async def _quiet(self) -> None:
         """Wait until all slots are taken (or nothing is left to admit) and no rollout runs."""

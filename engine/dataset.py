@@ -125,6 +125,14 @@ class PromptDataset:
                     yield prompt
             offset = 0
 
+    def longest(self) -> int:
+        """Tokens of the longest prompt of an epoch, all of them tokenised to see; 0 where none is short enough.
+
+        Raises `DataError` where `prompts` would, before anything has been trained on the others.
+        """
+        prompts = (self._prompt(row, epoch=0) for row in self._rows)
+        return max((prompt.token_ids.size for prompt in prompts if prompt is not None), default=0)
+
     def position_of(self, prompt: Prompt) -> int:
         """Where a prompt of this data set stands. Raises `DataError` for one of another data set."""
         places = [i for i, row in enumerate(self._rows) if row.index == prompt.row]
@@ -170,7 +178,7 @@ class PromptDataset:
                 counts.num_mended,
             )
         if counts.num_without_answer:
-            logger.info("%s: %d rows without an answer are left out", self.config.path, counts.num_without_answer)
+            logger.warning("%s: %d rows without an answer are left out", self.config.path, counts.num_without_answer)
 
 
 def _mend(row: Row) -> Row:

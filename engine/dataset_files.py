@@ -38,6 +38,8 @@ def read_rows(path: Path, *, prompt: str, answer: str, source: str) -> Iterator[
     of those; `source` is optional, and the file's stem stands in for it. Raises `DataError`, one line that names the
     file: unreadable, without a needed column (and which there are), or a row of another shape (and which).
     """
+    if not path.is_file():
+        raise DataError(f"{path}: no such data file")
     match path.suffix:
         case ".parquet":
             records = _read_parquet(path, columns=(prompt, answer, source), needed=(prompt, answer))

@@ -67,3 +67,10 @@ def boundary(kind: type[ArpoError], what: str) -> Generator[None, None, None]:
         raise
     except Exception as error:  # foreign code may raise anything: this is the one place where it is given a type
         raise kind(f"{what}: {type(error).__name__}: {error}") from error
+
+
+def cause(error: BaseException) -> BaseException:
+    """The first error inside nested groups; siblings that were cancelled because of it are not in there."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    return error  # pyright: ignore[reportUnknownVariableType]

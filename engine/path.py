@@ -181,5 +181,6 @@ class PathRunner:
             else:
                 status, detail = RolloutStatus.FAILED, f"reward: {result.text}"
                 reward = Reward(score=0.0, reason=detail)
-        self._emit(PathEnded(prompt_id=self._prompt_id, path=path.number, status=status, detail=detail))
+        # In this order: a process killed in between leaves a live path that is scored again, not an ended one without.
         self._emit(Rewarded(prompt_id=self._prompt_id, path=path.number, reward=reward))
+        self._emit(PathEnded(prompt_id=self._prompt_id, path=path.number, status=status, detail=detail))

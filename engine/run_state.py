@@ -20,6 +20,15 @@ from engine.tree import TreeBuilder
 from engine.types import Prompt, StepReport, TrajectoryGroup, Version
 
 
+@dataclass(slots=True)
+class CohortUse:
+    """What the trees of one cohort that are finished or refused have used of its budgets."""
+
+    num_trees: int = 0
+    num_leaves: int = 0
+    num_calls: int = 0
+
+
 @dataclass
 class RunState:
     """A fold over events: `for event in journal.read(folder): state.apply(event)`."""
@@ -43,12 +52,16 @@ class RunState:
     """Trees that still grow, partial branches and results included."""
     groups: dict[str, TrajectoryGroup] = field(default_factory=dict[str, TrajectoryGroup])
     """Finished groups that no batch has taken."""
+    used: dict[int, CohortUse] = field(default_factory=dict[int, CohortUse])
+    """By cohort; trees that still grow count for themselves."""
     batches: dict[int, tuple[TrajectoryGroup, ...]] = field(default_factory=dict[int, tuple[TrajectoryGroup, ...]])
     """Batches since the last checkpoint, by step: what a resumed learner is given again."""
     reports: dict[int, StepReport] = field(default_factory=dict[int, StepReport])
     checkpoint: Checkpointed | None = None
     best: Evaluated | None = None
     """The evaluation with the highest success."""
+    evaluated_step: int = -1
+    """The last one behind which the policy was measured; 0 is before the first."""
     is_finished: bool = False
     last_t: float = 0.0
 
@@ -65,11 +78,12 @@ class RunState:
                 self.trees[event.prompt_id] = TreeBuilder(event.prompt)
             case GroupFinished():
                 self.groups[event.prompt_id] = self._tree(event.prompt_id).group()
-                del self.trees[event.prompt_id]
+                self._leave(event.prompt_id)
             case GroupRefused():
                 self.num_refused += 1
                 self.groups.pop(event.prompt_id, None)
-                self.trees.pop(event.prompt_id, None)
+                if event.prompt_id in self.trees:
+                    self._leave(event.prompt_id)
                 self.refused[event.prompt_id] = self.admissions.pop(event.prompt_id)
             case BatchTaken():
                 self._take(event)
@@ -83,12 +97,20 @@ class RunState:
                 self.checkpoint = event
                 self.batches = {step: batch for step, batch in self.batches.items() if step > event.step}
             case Evaluated():
+                self.evaluated_step = event.step
                 if self.best is None or event.metrics.get("success", 0.0) > self.best.metrics.get("success", 0.0):
                     self.best = event
             case RunFinished():
                 self.is_finished = True
             case _:
                 self._tree(event.prompt_id).apply(event)
+
+    def _leave(self, prompt_id: str) -> None:
+        tree = self.trees.pop(prompt_id)
+        use = self.used.setdefault(self.admissions[prompt_id].cohort, CohortUse())
+        use.num_trees += 1
+        use.num_leaves += len(tree.paths)
+        use.num_calls += tree.num_executed
 
     def _take(self, event: BatchTaken) -> None:
         if missing := [name for name in event.prompt_ids if name not in self.groups]:

@@ -43,7 +43,8 @@ DOORS: dict[str, tuple[str, ...]] = {
     "safetensors": ("engine/inference/*", "learner/*"),
     "sglang": (),
     "tokenizers": ("engine/tokenizer.py", "engine/tokenizer_tiny.py"),
-    "torch": ("engine/inference/*", "learner/*"),
+    # The benchmarks time the reference implementation, which speaks torch.
+    "torch": ("engine/inference/*", "learner/*", "actors/bench/decode.py"),
     "transformers": ("actors/bench/*",),
 }
 """Dependency to the only files that may import it; `*` matches any depth."""

@@ -96,7 +96,7 @@ def test_torn_boxed_is_mended_with_one_warning_that_counts(tmp_path: Path, caplo
         prompts = list(data.prompts())
     assert text(prompts[0]) == "s:Use \\boxed{} or \\boxed{x}; \x08 stays.|u:who? \\boxed|"
     assert prompts[0].question == "who? \\boxed"
-    (line,) = caplog.messages
+    (line,) = (message for message in caplog.messages if "backspace" in message)
     assert line == f"{path}: 2 rows held a backspace where \\boxed was meant; mended on reading"
     assert data.statistics.num_mended == 2
 
@@ -246,8 +246,8 @@ def test_unusable_files_raise_one_line_that_names_them(tmp_path: Path) -> None:
     empty = write(tmp_path / "empty.jsonl", [{**record(), "prompt": []}])
     cases = {
         str(torn): "ArrowInvalid",
-        str(tmp_path / "none.parquet"): "FileNotFoundError",
-        str(tmp_path / "none.jsonl"): "FileNotFoundError",
+        str(tmp_path / "none.parquet"): "no such data file",
+        str(tmp_path / "none.jsonl"): "no such data file",
         str(csv): "ends in .parquet or .jsonl",
         str(line): "line 3: Input data was truncated",
         str(shape): "row 1: Object missing required field `content`",

@@ -49,6 +49,8 @@ class Segments:
     @cached_property
     def table_rows(self) -> Int32:
         """[N] row of the table of each new token."""
+        if self.positions is self.starts:
+            return self.rows
         return np.repeat(self.rows, self.counts)
 
 

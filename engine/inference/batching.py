@@ -22,8 +22,9 @@ _HEADROOM = 16
 """Tokens each running request can grow by when another one is admitted, so that admission rarely preempts."""
 _RUN = 16
 """Slots a row is given at once while there are enough."""
-_WORTH_WAITING = 8
-"""A request waits for a running one that is about to compute at least this many tokens of its prompt."""
+_WORTH_WAITING = 2
+"""A request waits for a running one that is about to compute at least this many tokens of its prompt; a decoding one is
+always about to compute one, and is not waited for."""
 
 
 class Batching:

@@ -25,8 +25,17 @@ void gated_silu(const float *restrict both, float *restrict out, int64_t rows, i
 
 #define CHUNK 64
 
+static inline int32_t bits_of(float x) {
+    union {
+        float value;
+        int32_t bits;
+    } both = {x};
+    return both.bits;
+}
+
 /* Draws one token a row: the first whose cumulative probability, in vocabulary order, exceeds coins[r] in [0, 1);
- * for temperatures[r] == 0 the likeliest, under temperature 1. `logits` is overwritten by e^(scaled logit - largest),
+ * for temperatures[r] == 0 the likeliest, under temperature 1. A row that is not finite gives a log-probability and an
+ * entropy that are not a number. `logits` is overwritten by e^(scaled logit - largest),
  * exactly 0 below e^-87, and what has 0 is never drawn.
  * Sums are in float64 over chunks of 64, so that neither a large vocabulary nor the tail of a distribution is lost. */
 void draw(float *restrict logits, const float *restrict temperatures, const double *restrict coins, int64_t rows,
@@ -38,6 +47,8 @@ void draw(float *restrict logits, const float *restrict temperatures, const doub
         int64_t best = 0;
         if (temperatures[r] == 0.0f)
             while (best < size - 1 && logits[best] != top) best++;
+        int is_finite = 1; /* by its bits: the compiler was told that there are only finite numbers */
+        for (int64_t i = 0; i < size; i++) is_finite &= (bits_of(logits[i]) & 0x7f800000) != 0x7f800000;
         double total = 0.0, weighted = 0.0;
         for (int64_t begin = 0; begin < size; begin += CHUNK) {
             int64_t end = begin + CHUNK < size ? begin + CHUNK : size;
@@ -74,5 +85,6 @@ void draw(float *restrict logits, const float *restrict temperatures, const doub
         double log_total = __builtin_log(total);
         entropies[r] = (float)(log_total - weighted / total);
         logprobs[r] = (float)(__builtin_log((double)logits[chosen]) - log_total);
+        if (!is_finite) entropies[r] = logprobs[r] = __builtin_nanf("");
     }
 }

@@ -204,9 +204,10 @@ class EmbeddedGenerator:
             except GeneratorError as refusal:
                 error = refusal
             burst.updates.append((self._updates.popleft(), error))
-        for _ in range(_BURST_STEPS):
+        # Nothing that somebody waits for is carried over a step, which may raise.
+        for _ in range(0 if burst.updates else _BURST_STEPS):
             burst.chunks += engine.step()
-            is_wanted = burst.chunks or burst.updates or self._commands or self._updates or self._is_closed
+            is_wanted = burst.chunks or self._commands or self._updates or self._is_closed
             if is_wanted or not engine.has_work:
                 break
         burst.statistics = engine.statistics()

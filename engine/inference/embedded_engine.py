@@ -192,13 +192,10 @@ class EmbeddedEngine:
         token_ids = rows.tokens[segments.table_rows, segments.positions]
         rows.computed[segments.rows] += segments.counts
         is_last = rows.computed[segments.rows] == rows.length[segments.rows]
-        logit_rows = np.cumsum(segments.counts)[is_last] - 1
-        logits = self._model.forward(
-            torch.from_numpy(token_ids.astype(np.int64)).to(self._device),
-            segments,
-            logit_rows=torch.from_numpy(logit_rows).to(self._device),
-        )
-        sampled_rows = segments.rows[is_last]
+        sampled_rows, logit_rows = segments.rows[is_last], None
+        if sampled_rows.size < token_ids.size:
+            logit_rows = torch.from_numpy(np.cumsum(segments.counts)[is_last] - 1).to(self._device)
+        logits = self._model.forward(torch.from_numpy(token_ids).to(self._device), segments, logit_rows=logit_rows)
         if sampled_rows.size:
             positions = rows.length[sampled_rows]
             how = SamplingRows(

@@ -24,22 +24,36 @@ def copy_weights(path: str | Path, targets: "Mapping[str, Tensor]") -> None:
 
     open_file: Any = safetensors.safe_open  # its stubs say nothing about what it opens
     with boundary(DataError, f"reading {path}"):
-        files = _files(Path(path))
-        shapes: dict[str, tuple[int, ...]] = {}
-        homes: dict[Path, list[str]] = {}
-        for file in files:
-            with open_file(file, framework="pt") as source:
-                for name in source.keys():  # noqa: SIM118 - the reader is no mapping
-                    if name in targets:
-                        shapes[name] = tuple(source.get_slice(name).get_shape())
-                        homes.setdefault(file, []).append(name)
-                    elif not name.endswith(_IGNORED):
-                        raise DataError(f"{file}: tensor {name} has no place in the model")
-        _check(Path(path), shapes, targets)
+        homes = _survey(Path(path), {name: tuple(target.shape) for name, target in targets.items()})
         for file, names in homes.items():
             with open_file(file, framework="pt") as source:
                 for name in names:
                     targets[name].copy_(source.get_tensor(name))
+
+
+def check_weights(path: str | Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise the `DataError` of `copy_weights` for a folder that does not hold these tensors; reads headers only."""
+    with boundary(DataError, f"reading {path}"):
+        _survey(Path(path), shapes)
+
+
+def _survey(path: Path, wanted: Mapping[str, tuple[int, ...]]) -> dict[Path, list[str]]:
+    """Which file holds which of the wanted tensors, all of them there and of their shapes."""
+    import safetensors
+
+    open_file: Any = safetensors.safe_open
+    shapes: dict[str, tuple[int, ...]] = {}
+    homes: dict[Path, list[str]] = {}
+    for file in _files(path):
+        with open_file(file, framework="np") as source:
+            for name in source.keys():  # noqa: SIM118 - the reader is no mapping
+                if name in wanted:
+                    shapes[name] = tuple(source.get_slice(name).get_shape())
+                    homes.setdefault(file, []).append(name)
+                elif not name.endswith(_IGNORED):
+                    raise DataError(f"{file}: tensor {name} has no place in the model")
+    _check(path, shapes, wanted)
+    return homes
 
 
 def _files(path: Path) -> list[Path]:
@@ -53,10 +67,9 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _check(path: Path, shapes: Mapping[str, tuple[int, ...]], targets: "Mapping[str, Tensor]") -> None:
-    for name, target in targets.items():
-        wanted = tuple(target.shape)
+def _check(path: Path, shapes: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> None:
+    for name, shape in wanted.items():
         if name not in shapes:
-            raise DataError(f"{path}: tensor {name} is missing, the model wants {list(wanted)}")
-        if shapes[name] != wanted:
-            raise DataError(f"{path}: tensor {name} is {list(shapes[name])}, the model wants {list(wanted)}")
+            raise DataError(f"{path}: tensor {name} is missing, the model wants {list(shape)}")
+        if shapes[name] != shape:
+            raise DataError(f"{path}: tensor {name} is {list(shapes[name])}, the model wants {list(shape)}")

@@ -2,7 +2,7 @@
 
 Plain torch with few operations a layer: QKV and gate/up are one matrix each, and everything between the two
 projections of attention is one call of the attention seam. Weights are stored [in, out], which makes a float32
-product of few rows about a quarter faster on a CPU than [out, in].
+product of few rows about a quarter faster on a CPU than [out, in]; a tied head is a second copy in that form.
 
 Axes: N new tokens, H hidden size, V vocabulary.
 """
@@ -65,7 +65,7 @@ class Decoder:
             return torch.zeros(size, device=device, dtype=dtype)
 
         self._embedding = empty(shape.vocab_size, hidden)
-        self._head = self._embedding.t() if shape.is_tied else empty(hidden, shape.vocab_size)
+        self._head = empty(hidden, shape.vocab_size)
         self._final_norm = empty(hidden)
         self._layers = [
             _Layer(
@@ -86,6 +86,8 @@ class Decoder:
         in a name or a shape."""
         with torch.inference_mode():
             copy_weights(path, self._targets())
+            if self.shape.is_tied:
+                self._head.copy_(self._embedding.t())
 
     def _targets(self) -> dict[str, Tensor]:
         """Each parameter's Hugging Face name and the view of our storage that holds it, in its [out, in] form."""
@@ -112,14 +114,15 @@ class Decoder:
         return {name: views[name] for name in parameter_shapes(shape)}
 
     @torch.inference_mode()
-    def forward(self, token_ids: Tensor, segments: Segments, *, logit_rows: Tensor) -> Tensor:
+    def forward(self, token_ids: Tensor, segments: Segments, *, logit_rows: Tensor | None) -> Tensor:
         """Compute N tokens, write their keys and values, and return float32 logits [rows, V] of the tokens asked for.
 
-        `token_ids` is int64 [N] in the order of the segments, `logit_rows` int64 indices into it.
+        `token_ids` is an integer [N] in the order of the segments, `logit_rows` int64 indices into it, None for all.
         """
         eps, ops = self.shape.rms_eps, self._ops
+        count = token_ids.numel()
         if self._is_deterministic:
-            token_ids = functional.pad(token_ids, (0, -token_ids.numel() % ROWS_PER_PRODUCT))
+            token_ids = functional.pad(token_ids, (0, -count % ROWS_PER_PRODUCT))
         self._attention.begin(segments)
         hidden = self._embedding.index_select(0, token_ids)
         for index, layer in enumerate(self._layers):
@@ -131,7 +134,7 @@ class Decoder:
             normed = ops.rms_norm(hidden, layer.post_norm, eps)
             gated = ops.gated_silu(self._product(normed, layer.gate_up))
             hidden = self._add_product(hidden, gated, layer.down)
-        hidden = hidden.index_select(0, logit_rows)
+        hidden = hidden[:count] if logit_rows is None else hidden.index_select(0, logit_rows)
         count = hidden.shape[0]
         if self._is_deterministic:
             hidden = functional.pad(hidden, (0, 0, 0, -count % ROWS_PER_PRODUCT))

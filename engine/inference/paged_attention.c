@@ -15,7 +15,7 @@
 
 #define KEY_BLOCK 64
 #define MAX_DIM 256
-#define MAX_QUERY_ROWS 32 /* (token, head) pairs that share one pass over the keys */
+#define MAX_QUERY_ROWS 64 /* (token, head) pairs that share one pass over the keys */
 
 #ifndef __has_builtin
 #define __has_builtin(x) 0
@@ -43,40 +43,39 @@ typedef struct {
     float norm_eps;
 } step_t;
 
-static inline __attribute__((always_inline)) void norm_and_rotate(float *restrict x, float *restrict to,
-        const float *norm, const float *cosines, const float *sines, float eps, float scale, int dim) {
+#define INLINE static inline __attribute__((always_inline))
+
+/* to = rope(norm(x)) * scale; `to` may be x. */
+INLINE void norm_and_rotate(const float *x, float *to, const float *norm, const float *cosines, const float *sines,
+                            float eps, float scale, int dim) {
+    float normed[MAX_DIM], rotated[MAX_DIM];
     float factor = 1.0f;
     if (norm) {
         float sum = 0.0f;
         for (int d = 0; d < dim; d++) sum += x[d] * x[d];
         factor = 1.0f / __builtin_sqrtf(sum / (float)dim + eps);
-        for (int d = 0; d < dim; d++) x[d] = x[d] * factor * norm[d];
+        for (int d = 0; d < dim; d++) normed[d] = x[d] * factor * norm[d];
+    } else {
+        for (int d = 0; d < dim; d++) normed[d] = x[d];
     }
     int half = dim / 2;
     for (int d = 0; d < half; d++) {
-        float low = x[d], high = x[d + half];
-        to[d] = (low * cosines[d] - high * sines[d]) * scale;
-        to[d + half] = (high * cosines[d] + low * sines[d]) * scale;
+        rotated[d] = (normed[d] * cosines[d] - normed[d + half] * sines[d]) * scale;
+        rotated[d + half] = (normed[d + half] * cosines[d] + normed[d] * sines[d]) * scale;
     }
+    memcpy(to, rotated, sizeof(float) * dim);
 }
 
-static inline __attribute__((always_inline)) void write_token(const step_t *s, int64_t token, int64_t position,
-        int64_t slot, int dim) {
-    int64_t width = (int64_t)(s->heads + 2 * s->kv_heads) * dim;
-    float *query = s->qkv + token * width, *key = query + (int64_t)s->heads * dim;
-    float *value = key + (int64_t)s->kv_heads * dim;
+INLINE void write_token(const step_t *s, int64_t token, int64_t position, int64_t slot, int dim) {
     int64_t row = (int64_t)s->kv_heads * dim;
+    float *query = s->qkv + token * ((int64_t)s->heads * dim + 2 * row), *key = query + (int64_t)s->heads * dim;
     const float *cosines = s->cosines + position * (dim / 2), *sines = s->sines + position * (dim / 2);
-    float rotated[MAX_DIM];
     float scale = 1.0f / __builtin_sqrtf((float)dim);
-    for (int h = 0; h < s->heads; h++) {
-        norm_and_rotate(query + h * dim, rotated, s->q_norm, cosines, sines, s->norm_eps, scale, dim);
-        memcpy(query + h * dim, rotated, sizeof(float) * dim);
-    }
-    for (int h = 0; h < s->kv_heads; h++)
-        norm_and_rotate(key + h * dim, s->keys + slot * row + h * dim, s->k_norm, cosines, sines, s->norm_eps, 1.0f,
-                        dim);
-    memcpy(s->values + slot * row, value, sizeof(float) * row);
+    for (float *head = query; head < key; head += dim)
+        norm_and_rotate(head, head, s->q_norm, cosines, sines, s->norm_eps, scale, dim);
+    for (int64_t h = 0; h < row; h += dim)
+        norm_and_rotate(key + h, s->keys + slot * row + h, s->k_norm, cosines, sines, s->norm_eps, 1.0f, dim);
+    memcpy(s->values + slot * row, key + row, sizeof(float) * row);
 }
 
 typedef struct {
@@ -108,16 +107,16 @@ typedef struct {
 #endif
 
 /* scores[j] = query . keys[j] for LANES keys. */
-static inline __attribute__((always_inline)) void score_lanes(const float *query, const float *const *keys,
-        float *scores, int dim) {
+INLINE void score_lanes(const float *query, const float *const *keys,
+        int64_t offset, float *scores, int dim) {
 #if __has_builtin(__builtin_shufflevector)
     if (dim % LANES == 0) {
         lanes_t part[LANES];
 #pragma GCC unroll 16
         for (int j = 0; j < LANES; j++) {
-            lanes_t sum = *(const lanes_t *)query * *(const lanes_t *)keys[j];
+            lanes_t sum = *(const lanes_t *)query * *(const lanes_t *)(keys[j] + offset);
             for (int d = LANES; d < dim; d += LANES)
-                sum += *(const lanes_t *)(query + d) * *(const lanes_t *)(keys[j] + d);
+                sum += *(const lanes_t *)(query + d) * *(const lanes_t *)(keys[j] + offset + d);
             part[j] = sum;
         }
 #pragma GCC unroll 8
@@ -137,39 +136,46 @@ static inline __attribute__((always_inline)) void score_lanes(const float *query
 #endif
     for (int j = 0; j < LANES; j++) {
         float sum = 0.0f;
-        for (int d = 0; d < dim; d++) sum += query[d] * keys[j][d];
+        for (int d = 0; d < dim; d++) sum += query[d] * keys[j][offset + d];
         scores[j] = sum;
     }
 }
 
-/* sum = sum * keep + weights[0 .. n) . values[0 .. n) */
-static inline __attribute__((always_inline)) void add_values(float *restrict sum, float keep, const float *weights,
-        const float *const *values, int n, int dim) {
-    if (dim % LANES == 0 && dim <= 8 * LANES) { /* the sums stay in registers */
-        lanes_t part[8];
+/* sum = sum * keep + weights[0 .. n) . values[0 .. n); weights behind the n-th, up to a multiple of 4, are zero. */
+INLINE void add_values(float *restrict sum, float keep, const float *weights, const float *const *values,
+                       int64_t offset, int n, int dim) {
+    if (dim % LANES == 0 && dim <= 8 * LANES) { /* the sums stay in registers, in four chains to hide the latency */
+        lanes_t part[4][8];
 #pragma GCC unroll 8
-        for (int d = 0; d < dim / LANES; d++) part[d] = *(const lanes_t *)(sum + d * LANES) * keep;
-        for (int j = 0; j < n; j++) {
-            const float *value = values[j];
-#pragma GCC unroll 8
-            for (int d = 0; d < dim / LANES; d++) part[d] += *(const lanes_t *)(value + d * LANES) * weights[j];
+        for (int d = 0; d < dim / LANES; d++) {
+            part[0][d] = *(const lanes_t *)(sum + d * LANES) * keep;
+            part[1][d] = part[2][d] = part[3][d] = part[0][d] * 0.0f;
         }
+        for (int j = 0; j < n; j += 4)
+#pragma GCC unroll 4
+            for (int c = 0; c < 4; c++) {
+                const float *value = values[j + c] + offset;
 #pragma GCC unroll 8
-        for (int d = 0; d < dim / LANES; d++) *(lanes_t *)(sum + d * LANES) = part[d];
+                for (int d = 0; d < dim / LANES; d++)
+                    part[c][d] += *(const lanes_t *)(value + d * LANES) * weights[j + c];
+            }
+#pragma GCC unroll 8
+        for (int d = 0; d < dim / LANES; d++)
+            *(lanes_t *)(sum + d * LANES) = (part[0][d] + part[1][d]) + (part[2][d] + part[3][d]);
         return;
     }
     for (int d = 0; d < dim; d++) sum[d] *= keep;
     for (int j = 0; j < n; j++)
-        for (int d = 0; d < dim; d++) sum[d] += weights[j] * values[j][d];
+        for (int d = 0; d < dim; d++) sum[d] += weights[j] * values[j][offset + d];
 }
 
-/* One query row against `n` keys. `keys` and `values` point at the slots' vectors of the row's kv head, and are filled
- * up to a multiple of LANES with any readable ones. Always the same arithmetic for the same n. */
-static inline __attribute__((always_inline)) void visit_block(const float *restrict query, const float *const *keys,
-        const float *const *values, int n, softmax_t *restrict state, int dim) {
+/* One query row against `n` keys. `keys` and `values` point at the slots, `offset` leads to the row's kv head;
+ * both are filled up to a multiple of LANES with any readable ones. Always the same arithmetic for the same n. */
+INLINE void visit_block(const float *restrict query, const float *const *keys,
+        const float *const *values, int64_t offset, int n, softmax_t *restrict state, int dim) {
     float scores[KEY_BLOCK];
     int full = (n + LANES - 1) / LANES * LANES;
-    for (int j = 0; j < full; j += LANES) score_lanes(query, keys + j, scores + j, dim);
+    for (int j = 0; j < full; j += LANES) score_lanes(query, keys + j, offset, scores + j, dim);
     for (int j = n; j < full; j++) scores[j] = -1e30f;
     float top = state->top;
     for (int j = 0; j < full; j++) top = scores[j] > top ? scores[j] : top;
@@ -181,80 +187,70 @@ static inline __attribute__((always_inline)) void visit_block(const float *restr
     state->top = top;
     state->total = state->total * keep + total;
     float *restrict sum = state->sum;
-    add_values(sum, keep, scores, values, n, dim);
+    add_values(sum, keep, scores, values, offset, n, dim);
 }
 
-/* `num_tokens` tokens of one segment, heads `first_head` .. `first_head + num_heads` that share kv head `kv_head`. */
-static inline __attribute__((always_inline)) void attend_rows(const step_t *s, const int32_t *slots, int64_t token,
-        int64_t position, int num_tokens, int first_head, int num_heads, int kv_head, int dim) {
+/* All heads of `num_tokens` tokens of segment `i`, the first at `position`. */
+INLINE void attend_tokens(const step_t *s, int64_t i, int64_t token, int64_t position, int num_tokens, int dim) {
     softmax_t states[MAX_QUERY_ROWS];
-    int64_t width = (int64_t)(s->heads + 2 * s->kv_heads) * dim, row = (int64_t)s->kv_heads * dim;
-    for (int i = 0; i < num_tokens * num_heads; i++) {
-        states[i].top = -1e30f;
-        states[i].total = 0.0f;
-        memset(states[i].sum, 0, sizeof(float) * dim);
+    int64_t row = (int64_t)s->kv_heads * dim, width = (int64_t)s->heads * dim + 2 * row;
+    const int32_t *slots = s->slot_table + s->table_rows[i] * s->table_stride;
+    int group = s->heads / s->kv_heads;
+    for (int r = 0; r < num_tokens * s->heads; r++) {
+        states[r].top = -1e30f;
+        states[r].total = 0.0f;
+        memset(states[r].sum, 0, sizeof(float) * dim);
     }
-    for (int64_t begin = 0; begin < position + num_tokens; begin += KEY_BLOCK) {
+    int64_t end = position + num_tokens;
+    for (int64_t begin = 0; begin < end; begin += KEY_BLOCK) {
         const float *keys[KEY_BLOCK], *values[KEY_BLOCK];
-        int64_t left = position + num_tokens - begin;
-        int block = left < KEY_BLOCK ? (int)left : KEY_BLOCK;
-        for (int j = 0; j < block; j++) {
-            keys[j] = s->keys + slots[begin + j] * row + kv_head * dim;
-            values[j] = s->values + slots[begin + j] * row + kv_head * dim;
+        int block = end - begin < KEY_BLOCK ? (int)(end - begin) : KEY_BLOCK;
+        for (int j = 0; j < KEY_BLOCK; j++) {
+            int64_t slot = slots[begin + (j < block ? j : block - 1)];
+            keys[j] = s->keys + slot * row;
+            values[j] = s->values + slot * row;
         }
-        for (int j = block; j < KEY_BLOCK; j++) keys[j] = keys[block - 1], values[j] = values[block - 1];
         for (int t = 0; t < num_tokens; t++) {
             int64_t visible = position + t + 1 - begin;
             if (visible <= 0) continue;
             int n = visible < block ? (int)visible : block;
-            for (int h = 0; h < num_heads; h++)
-                visit_block(s->qkv + (token + t) * width + (first_head + h) * dim, keys, values, n,
-                            &states[t * num_heads + h], dim);
+            for (int h = 0; h < s->heads; h++)
+                visit_block(s->qkv + (token + t) * width + h * dim, keys, values, h / group * dim, n,
+                            &states[t * s->heads + h], dim);
         }
     }
-    for (int t = 0; t < num_tokens; t++)
-        for (int h = 0; h < num_heads; h++) {
-            const softmax_t *state = &states[t * num_heads + h];
-            float *to = s->out + ((token + t) * s->heads + first_head + h) * dim, scale = 1.0f / state->total;
-            for (int d = 0; d < dim; d++) to[d] = state->sum[d] * scale;
-        }
+    for (int r = 0; r < num_tokens * s->heads; r++) {
+        float *to = s->out + (token * s->heads + r) * dim, scale = 1.0f / states[r].total;
+        for (int d = 0; d < dim; d++) to[d] = states[r].sum[d] * scale;
+    }
 }
 
-static inline __attribute__((always_inline)) void run(const step_t *s, int dim) {
+INLINE void run(const step_t *s, int dim) {
     int64_t token = 0;
     for (int64_t i = 0; i < s->segments; i++) {
-        const int32_t *slots = s->slot_table + s->table_rows[i] * s->table_stride;
-        for (int32_t t = 0; t < s->counts[i]; t++, token++)
-            write_token(s, token, s->starts[i] + t, slots[s->starts[i] + t], dim);
+        const int32_t *slots = s->slot_table + s->table_rows[i] * s->table_stride + s->starts[i];
+        for (int32_t t = 0; t < s->counts[i]; t++, token++) write_token(s, token, s->starts[i] + t, slots[t], dim);
     }
-    int group = s->heads / s->kv_heads;
-    int heads_at_once = group < MAX_QUERY_ROWS ? group : MAX_QUERY_ROWS;
-    int tokens_at_once = MAX_QUERY_ROWS / heads_at_once;
+    int tokens_at_once = MAX_QUERY_ROWS / s->heads;
     token = 0;
-    for (int64_t i = 0; i < s->segments; i++) {
-        const int32_t *slots = s->slot_table + s->table_rows[i] * s->table_stride;
+    for (int64_t i = 0; i < s->segments; i++)
         for (int32_t t = 0; t < s->counts[i]; t += tokens_at_once) {
             int num_tokens = s->counts[i] - t < tokens_at_once ? s->counts[i] - t : tokens_at_once;
-            for (int kv_head = 0; kv_head < s->kv_heads; kv_head++)
-                for (int h = 0; h < group; h += heads_at_once) {
-                    int num_heads = group - h < heads_at_once ? group - h : heads_at_once;
-                    attend_rows(s, slots, token + t, s->starts[i] + t, num_tokens, kv_head * group + h, num_heads,
-                                kv_head, dim);
-                }
+            attend_tokens(s, i, token, s->starts[i] + t, num_tokens, dim);
+            token += num_tokens;
         }
-        token += s->counts[i];
-    }
 }
 
-/* Returns 0, or 1 where the head dimension is not supported. The usual ones are compiled as constants. */
+/* Returns 0, or 1 where there are more heads or a larger head than there is room for. The usual head sizes are
+ * compiled as constants. */
 int paged_attention(const step_t *s) {
+    if (s->heads > MAX_QUERY_ROWS || s->dim < 2 || s->dim > MAX_DIM || s->dim % 2) return 1;
     switch (s->dim) {
     case 16: run(s, 16); return 0;
     case 32: run(s, 32); return 0;
     case 64: run(s, 64); return 0;
     case 128: run(s, 128); return 0;
     default:
-        if (s->dim < 2 || s->dim > MAX_DIM || s->dim % 2) return 1;
         run(s, s->dim);
         return 0;
     }

@@ -1,0 +1,201 @@
+"""Parity: the engine that samples, the learner that trains and the reference agree on every token of real trees.
+
+The trees are multi-turn, with results of real tools in them and branches that inherit prefixes through the radix
+cache; each log-probability that the embedded engine stamped is scored again by the learner and by transformers.
+"""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from actors.config import Config, HfModel
+from actors.remote import RemoteTrainer
+from actors.runtime import LocalRuntime
+from engine.branching import Uniform
+from engine.budget import Account
+from engine.cohort import Cohort
+from engine.dataset import DataConfig
+from engine.granting import Paper
+from engine.inference.router import Router
+from engine.inference.shape import ModelKind
+from engine.inference.tiny import make_tiny_model
+from engine.rollout_config import BudgetConfig, RolloutConfig, SamplingConfig
+from engine.tokenizer import load_tokenizer
+from engine.tokenizer_tiny import make_word_tokenizer
+from engine.tree import TreeBuilder
+from engine.types import Batch, Float32, Int32, NodeKind, Prompt, Sample, TrajectoryGroup
+from learner.config import LearnerConfig
+from tools.config import SearchConfig, ToolsConfig
+
+LEARNER_TO_ENGINE = 1e-4
+LEARNER_TO_REFERENCE = 1e-5
+WORDS = ["who", "is", "it", "page", "one", "two", "three", "Page", "1:", "2:", "note"]
+ROLLOUT = RolloutConfig(
+    size=8,
+    branching=Uniform(initial=3, probe_tokens=3, rate=1.0),
+    sampling=SamplingConfig(max_response_tokens=160, max_segment_tokens=40),
+    budget=BudgetConfig(calls_per_path=None),
+)
+
+
+class Gap(NamedTuple):
+    """Largest differences found over all tokens of a set of trees."""
+
+    to_engine: float
+    to_reference: float
+    num_tokens: int
+    num_sampled: int
+
+
+def build(folder: Path, kind: ModelKind) -> Config:
+    """A peaked model over a small vocabulary, whose random talk is full of tool calls, and a corpus to call."""
+    model = folder / "model"
+    model.mkdir()
+    make_word_tokenizer(model, words=WORDS)
+    tokenizer = load_tokenizer(model)
+    make_tiny_model(
+        model,
+        kind=kind,
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=16,
+        intermediate_size=64,
+        init_std=0.25,
+        max_positions=512,
+        eos_token_ids=tokenizer.eos_token_ids,
+    )
+    corpus = folder / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps({"text": f"{word} is page note {word}"}) + "\n" for word in WORDS))
+    return Config(
+        model=HfModel(path=str(model)),
+        data=DataConfig(path=""),
+        tools=ToolsConfig(search=SearchConfig(corpus=str(corpus), top_k=1)),
+        rollout=ROLLOUT,
+    )
+
+
+async def grow(runtime: LocalRuntime, router: Router, *, row: int) -> TrajectoryGroup:
+    prompt = Prompt(
+        prompt_id=f"e0-r{row}",
+        epoch=0,
+        row=row,
+        token_ids=runtime.renderer.render_prompt([{"role": "user", "content": "who is it"}]),
+        question="who is it",
+        ground_truth="one",
+    )
+    run = Account("run")
+    cohort = Cohort(row, size=1, granting=Paper(), leaves=run, tool_calls=run, is_logical=False)
+    rollout = runtime.rollouts(router, config=ROLLOUT, seed=3, emit=lambda event: None)
+    return await rollout(TreeBuilder(prompt), cohort)
+
+
+def behaviour(group: TrajectoryGroup, leaf: int) -> tuple[Int32, Float32]:
+    """The tokens of a trajectory and what the engine said of them; NaN where nobody sampled."""
+    nodes = [group.tree.nodes[i] for i in group.tree.path_to(leaf)]
+    said = [
+        n.logprobs if n.kind is NodeKind.SAMPLED else np.full(n.token_ids.size, np.nan, np.float32) for n in nodes
+    ]
+    return group.tree.token_ids(leaf), np.concatenate(said)
+
+
+def reference(model_path: str, sequences: list[Int32]) -> list[Float32]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32, attn_implementation="eager")
+    results: list[Float32] = []
+    with torch.no_grad():
+        for ids in sequences:
+            tokens = torch.tensor(ids.astype(np.int64))[None]
+            logprobs = torch.log_softmax(model(tokens).logits[0].float(), dim=-1)
+            picked = logprobs[:-1].gather(1, tokens[0, 1:, None])[:, 0]
+            results.append(np.concatenate([np.zeros(1, np.float32), picked.numpy()]))
+    return results
+
+
+async def compare(groups: list[TrajectoryGroup], trainer: RemoteTrainer, *, model_path: str) -> Gap:
+    leaves = [behaviour(group, t.leaf) for group in groups for t in group.trajectories]
+    sequences = [ids for ids, _ in leaves]
+    scored = await trainer.logprobs(sequences)
+    expected = await asyncio.to_thread(reference, model_path, sequences)
+    to_engine = max(float(np.nanmax(np.abs(ours - said))) for ours, (_, said) in zip(scored, leaves, strict=True))
+    to_reference = max(float(np.abs(ours - theirs).max()) for ours, theirs in zip(scored, expected, strict=True))
+    num_sampled = sum(int((~np.isnan(said)).sum()) for _, said in leaves)
+    return Gap(to_engine, to_reference, sum(ids.size for ids in sequences), num_sampled)
+
+
+def check_trees(groups: list[TrajectoryGroup], *, version: int) -> None:
+    """The trees are what this file claims: branched, multi-turn, with observations, all of one version."""
+    for group in groups:
+        assert group.num_forks >= 2
+        turns = [
+            sum(group.tree.nodes[i].kind is NodeKind.OBSERVED for i in group.tree.path_to(t.leaf))
+            for t in group.trajectories
+        ]
+        assert max(turns) >= 2, turns
+        assert group.num_tool_calls_executed > 0
+        sampled = [node for node in group.tree.nodes if node.kind is NodeKind.SAMPLED]
+        assert {int(v) for node in sampled for v in node.versions} == {version}
+        assert group.num_tokens_cached > 0
+
+
+def sample_of(group: TrajectoryGroup) -> Sample:
+    """Half of the trajectories are to become more likely, the others less."""
+    advantages: list[Float32] = []
+    for number, trajectory in enumerate(group.trajectories):
+        said = behaviour(group, trajectory.leaf)[1]
+        advantages.append(np.where(np.isnan(said), 0.0, 1.0 - 2.0 * (number % 2)).astype(np.float32))
+    return Sample(group=group, advantages=tuple(advantages))
+
+
+async def measure(folder: Path, *, kind: ModelKind, tensor_parallel: int) -> tuple[Gap, Gap]:
+    """Gaps before and after an optimiser step whose weights were published to the engine."""
+    config = build(folder, kind)
+    settings = LearnerConfig(dtype="float32", lr=1e-2, tensor_parallel=tensor_parallel, micro_batch_tokens=512)
+    async with LocalRuntime(config, folder / "run") as runtime:
+        router = await runtime.start_generators(runtime.model_path)
+        async with runtime.learner(config=settings, model_path=runtime.model_path) as trainer:
+            groups = [await grow(runtime, router, row=row) for row in range(3)]
+            check_trees(groups, version=0)
+            before = await compare(groups, trainer, model_path=runtime.model_path)
+
+            report = await trainer.step(Batch(step=1, samples=tuple(sample_of(group) for group in groups)))
+            assert report.grad_norm > 0
+            assert report.kl_rollout < 1e-8
+            ref = await trainer.publish()
+            for generator in runtime.generators:
+                await generator.update_weights(ref, mode="retract")
+            groups = [await grow(runtime, router, row=row) for row in range(3, 6)]
+            check_trees(groups, version=1)
+            await trainer.export_hf(str(folder / "after"))
+            after = await compare(groups, trainer, model_path=str(folder / "after"))
+            old = await asyncio.to_thread(
+                reference, runtime.model_path, [behaviour(g, g.trajectories[0].leaf)[0] for g in groups]
+            )
+            said = [behaviour(g, g.trajectories[0].leaf)[1] for g in groups]
+            moved = max(float(np.nanmax(np.abs(o - s))) for o, s in zip(old, said, strict=True))
+            assert moved > 100 * LEARNER_TO_ENGINE, "the step changed the policy, or this proves nothing"
+    return before, after
+
+
+@pytest.mark.real
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    ("kind", "tensor_parallel"), [("qwen3", 1), ("qwen3", 2), ("qwen2", 1), ("qwen2", 2), ("llama", 1)]
+)
+def test_engine_learner_and_transformers_agree_on_multi_turn_trees(
+    kind: ModelKind, tensor_parallel: int, tmp_path: Path
+) -> None:
+    before, after = asyncio.run(measure(tmp_path, kind=kind, tensor_parallel=tensor_parallel))
+    print(f"{kind} TP={tensor_parallel}: before the step {before}, after it {after}")
+    for gap in (before, after):
+        assert gap.num_sampled > 300, gap
+        assert gap.to_engine <= LEARNER_TO_ENGINE, gap
+        assert gap.to_reference <= LEARNER_TO_REFERENCE, gap
