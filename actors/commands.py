@@ -181,6 +181,8 @@ def _bench(arguments: argparse.Namespace) -> int:
         names = ("decode", "async") if arguments.name == "all" else (arguments.name,)
         reports = [run_bench(name, is_quick=arguments.quick, on_progress=display.note) for name in names]
         for report in reports:
+            for arm, found in report.arms.items():
+                display.table(f"{report.bench}: {arm}, {len(found.records)} times, median (min to max)", found.rows)
             display.table(report.bench, report.figures)
     if json_file is not None:
         content = reports[0] if len(reports) == 1 else reports

@@ -29,22 +29,13 @@ async def actor_process(
     """
     ours, theirs = socket.socketpair()
     with theirs:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as output:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "actors.host",
-                str(theirs.fileno()),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                pass_fds=(theirs.fileno(),),
-                env=_environment(threads),
-                # A Ctrl-C at the terminal is for the controller, which ends its actors in order.
-                start_new_session=True,
-            )
-    reader, writer = await asyncio.open_connection(sock=ours)
+        # Connected first: from the moment the process exists nothing is awaited until somebody minds it.
+        reader, writer = await asyncio.open_connection(sock=ours)
+        try:
+            process = await _spawn(theirs, log=log, threads=threads)
+        except BaseException:
+            writer.close()
+            raise
     caller = Caller(name, reader, writer)
     receiving = asyncio.create_task(caller.receive(), name=f"receive {name}")
     watching = asyncio.create_task(_watch(process, caller, receiving, log), name=f"watch {name}")
@@ -61,6 +52,24 @@ async def actor_process(
         watching.cancel()
         receiving.cancel()
         await asyncio.gather(watching, receiving, return_exceptions=True)
+
+
+async def _spawn(theirs: socket.socket, *, log: Path, threads: int) -> asyncio.subprocess.Process:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "actors.host",
+            str(theirs.fileno()),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            pass_fds=(theirs.fileno(),),
+            env=_environment(threads),
+            # A Ctrl-C at the terminal is for the controller, which ends its actors in order.
+            start_new_session=True,
+        )
 
 
 async def _watch(process: asyncio.subprocess.Process, caller: Caller, receiving: asyncio.Task[None], log: Path) -> None:

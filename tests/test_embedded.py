@@ -276,6 +276,37 @@ def test_too_little_memory_preempts_and_changes_no_token(model_path: str) -> Non
     assert_no_slot_is_lost(engine)
 
 
+def test_what_is_preempted_stays_cached_while_there_is_room(model_path: str) -> None:
+    engine = EmbeddedEngine(EmbeddedConfig(max_kv_tokens=100), model_path=model_path)
+    for i in range(2):
+        engine.submit(ask(f"r{i}", tokens(20, seed=i), num_new=60, seed=i))
+    while engine.statistics().num_running < 2 or engine._batching.radix.num_cached == 0:
+        engine.step()
+        assert engine.statistics().num_waiting < 1 or engine._batching.radix.num_evictable > 0
+    assert len(drain(engine)) == 2
+
+
+def test_slots_given_up_for_cached_ones_are_not_read_again(model_path: str) -> None:
+    engine = EmbeddedEngine(EmbeddedConfig(max_kv_tokens=400), model_path=model_path)
+    wanted = run(engine, ask("wanted", tokens(5), num_new=80))["wanted"]
+    engine = EmbeddedEngine(EmbeddedConfig(max_kv_tokens=400), model_path=model_path)
+    # Two requests sample the same tokens into slots of their own; the shorter one ends, and is cached.
+    engine.submit(ask("long", tokens(5), num_new=80))
+    engine.submit(ask("short", tokens(5), num_new=30))
+    chunks: list[Completion] = []
+    while not any(chunk.request_id == "short" and chunk.finish_reason for chunk in chunks):
+        chunks += engine.step()
+    # A fork of the longer one makes it share the cached slots, and others soon write to those that it gave up.
+    engine.submit(ask("fork", np.concatenate([tokens(5), sampled(wanted)[:34], tokens(2)])))
+    for i in range(5):
+        engine.submit(ask(f"other-{i}", tokens(40, seed=50 + i), num_new=20))
+    for name, more in drain(engine).items():
+        chunks += more if name == "long" else []
+    mine = [chunk for chunk in chunks if chunk.request_id == "long"]
+    assert sampled(mine).tolist() == sampled(wanted).tolist()
+    np.testing.assert_allclose(logprobs(mine), logprobs(wanted), atol=1e-5)
+
+
 def test_a_request_as_large_as_the_pool_runs_alone(model_path: str) -> None:
     engine = EmbeddedEngine(EmbeddedConfig(max_kv_tokens=64), model_path=model_path)
     got = run(engine, *(ask(f"r{i}", tokens(24, seed=i), num_new=40) for i in range(3)))

@@ -109,6 +109,18 @@ def test_in_place_keeps_the_old_keys_and_says_so(versions: tuple[str, str]) -> N
     assert not any(chunk.is_mixed for chunk in after)
 
 
+def test_a_retract_after_an_in_place_update_makes_the_next_chunk_pure(versions: tuple[str, str]) -> None:
+    engine = EmbeddedEngine(EmbeddedConfig(), model_path=versions[0])
+    engine.submit(ask("a", tokens(30)))
+    chunks: list[Completion] = []
+    for version, mode in ((1, "in_place"), (2, "retract")):
+        for _ in range(6):
+            chunks += engine.step()
+        assert engine.update_weights(WeightRef(version=version, path=versions[version % 2]), mode=mode)
+    chunks += run(engine)
+    assert [chunk.is_mixed for chunk in chunks] == [False, True, True, False, False, False]
+
+
 def test_a_running_mixed_request_is_not_forked_from(versions: tuple[str, str]) -> None:
     engine = EmbeddedEngine(EmbeddedConfig(), model_path=versions[0])
     engine.submit(ask("a", tokens(30)))

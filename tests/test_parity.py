@@ -99,9 +99,7 @@ async def grow(runtime: LocalRuntime, router: Router, *, row: int) -> Trajectory
 def behaviour(group: TrajectoryGroup, leaf: int) -> tuple[Int32, Float32]:
     """The tokens of a trajectory and what the engine said of them; NaN where nobody sampled."""
     nodes = [group.tree.nodes[i] for i in group.tree.path_to(leaf)]
-    said = [
-        n.logprobs if n.kind is NodeKind.SAMPLED else np.full(n.token_ids.size, np.nan, np.float32) for n in nodes
-    ]
+    said = [n.logprobs if n.kind is NodeKind.SAMPLED else np.full(n.token_ids.size, np.nan, np.float32) for n in nodes]
     return group.tree.token_ids(leaf), np.concatenate(said)
 
 
@@ -133,17 +131,17 @@ async def compare(groups: list[TrajectoryGroup], trainer: RemoteTrainer, *, mode
 
 def check_trees(groups: list[TrajectoryGroup], *, version: int) -> None:
     """The trees are what this file claims: branched, multi-turn, with observations, all of one version."""
-    for group in groups:
-        assert group.num_forks >= 2
-        turns = [
-            sum(group.tree.nodes[i].kind is NodeKind.OBSERVED for i in group.tree.path_to(t.leaf))
-            for t in group.trajectories
-        ]
-        assert max(turns) >= 2, turns
-        assert group.num_tool_calls_executed > 0
-        sampled = [node for node in group.tree.nodes if node.kind is NodeKind.SAMPLED]
-        assert {int(v) for node in sampled for v in node.versions} == {version}
-        assert group.num_tokens_cached > 0
+    turns = [
+        sum(group.tree.nodes[i].kind is NodeKind.OBSERVED for i in group.tree.path_to(t.leaf))
+        for group in groups
+        for t in group.trajectories
+    ]
+    assert max(turns) >= 2, turns
+    assert sum(group.num_tool_calls_executed for group in groups) > 0, "some results are those of a real tool"
+    assert sum(group.num_forks for group in groups) >= 4
+    assert all(group.num_tokens_cached > 0 for group in groups)
+    sampled = [node for group in groups for node in group.tree.nodes if node.kind is NodeKind.SAMPLED]
+    assert {int(v) for node in sampled for v in node.versions} == {version}
 
 
 def sample_of(group: TrajectoryGroup) -> Sample:

@@ -8,7 +8,8 @@ from engine.inference.native import load_native
 from engine.inference.ops import NativeOps, Ops, Sampled, TorchOps
 from engine.inference.sampling import SamplingRows, sample, uniforms
 
-VOCAB_SIZE = 40
+VOCAB_SIZE = 200
+"""Several chunks of the kernel's 64."""
 
 
 @pytest.fixture(params=["native", "torch"])
@@ -64,11 +65,11 @@ def test_coins_are_uniform_and_neighbours_are_independent(by: str) -> None:
 
 def test_frequencies_are_those_of_the_softmax(ops: Ops) -> None:
     count = 20_000
-    logits = some_logits(1).expand(count, -1)
+    logits = some_logits(1).expand(count, -1) / 4
     got = draw(logits, ops=ops, temperature=0.7)
     wanted = torch.softmax(logits[0] / 0.7, dim=-1).numpy()
     observed = np.bincount(got.token_ids, minlength=VOCAB_SIZE)
-    assert ((observed - count * wanted) ** 2 / (count * wanted)).sum() < 72.1  # 39 degrees of freedom, p = 0.001
+    assert ((observed - count * wanted) ** 2 / (count * wanted)).sum() < 267.5  # 199 degrees of freedom, p = 0.001
 
 
 def test_log_probability_and_entropy_are_exact(ops: Ops) -> None:

@@ -1,11 +1,11 @@
 """`arpo bench async`: what it is worth that nobody waits for the slowest.
 
-| figure                        | what it divides                                                                        |
-|-------------------------------|----------------------------------------------------------------------------------------|
-| `speedup_vs_barrier`          | makespans of one batch of prompts: the released control flow by the engine's           |
-| `fraction_of_bound`           | what no control flow can beat for the engine's work, by its makespan                   |
-| `speedup_vs_barrier_training` | makespans of four batches with their training steps: the released control flow by ours |
-| `overlap_ratio`               | wall times of real training: generation beside the learner by before it                |
+| figure                        | what it divides                                                              |
+|-------------------------------|------------------------------------------------------------------------------|
+| `speedup_vs_barrier`          | makespans of one batch of prompts: the released control flow by the engine's |
+| `fraction_of_bound`           | what no control flow can beat for the engine's work, by its makespan         |
+| `speedup_vs_barrier_training` | as the first, for four batches with their training steps                     |
+| `overlap_ratio`               | wall times of real training: generation beside the learner by before it      |
 
 The first three are simulated (see `simulation`, and `workload` for the law), the last one runs processes (`overlap`).
 

@@ -1,11 +1,11 @@
 """`arpo bench decode`: tokens a second of the embedded engine, and whether it computes a prefix twice.
 
-| figure                      | what it is                                                                              |
-|-----------------------------|-----------------------------------------------------------------------------------------|
-| `speedup_vs_transformers`   | tokens a second by those of `transformers.generate` on the same batch (see `decode`)    |
-| `tokens_per_s`              | of the embedded engine                                                                  |
-| `transformers_tokens_per_s` | of `transformers.generate`                                                              |
-| `fork_prefill_excess`       | tokens computed for a fork and tool turns beyond the new ones (see `prefill`): 0        |
+| figure                      | what it is                                                                           |
+|-----------------------------|--------------------------------------------------------------------------------------|
+| `speedup_vs_transformers`   | tokens a second by those of `transformers.generate` on the same batch (see `decode`) |
+| `tokens_per_s`              | of the embedded engine                                                               |
+| `transformers_tokens_per_s` | of `transformers.generate`                                                           |
+| `fork_prefill_excess`       | tokens computed for a fork and tool turns beyond the new ones (see `prefill`): 0     |
 """
 
 from collections.abc import Sequence

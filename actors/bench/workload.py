@@ -60,8 +60,8 @@ class Workload:
             make_word_tokenizer(folder, words=words)
         self._tokenizer = load_tokenizer(folder)
         self._words = self._tokenizer.encode(" ".join(words))
-        self._search, self._search_end, self._result_end = self._tokenizer.encode("<search> </search> </result>")
-        self._answer = [*self._tokenizer.encode("<answer> w0 </answer>"), self._tokenizer.eos_token_ids[0]]
+        self._search, self._search_end, self.result_end = self._tokenizer.encode("<search> </search> </result>")
+        self.answer = [*self._tokenizer.encode("<answer> w0 </answer>"), self._tokenizer.eos_token_ids[0]]
 
     @property
     def vocab_size(self) -> int:
@@ -81,15 +81,20 @@ class Workload:
 
     def script(self, request: GenerateRequest) -> Script:
         """The segment of a path (its sampling seed) after so many results (counted in its tokens)."""
-        turn = int(np.count_nonzero(request.token_ids == self._result_end))
+        turn = int(np.count_nonzero(request.token_ids == self.result_end))
         where = (request.sampling.seed, turn)
         size = max(self._lognormal(self.law.segment_median, self.law.segment_sigma, *where), MIN_SEGMENT_TOKENS)
         # The hazard of a number of calls that is uniform on 1 .. max_calls.
         left = self.law.max_calls - turn
         is_call = turn == 0 or coin(*where, "call") < left / (left + 1)
-        end = [self._search, *self._query(*where), self._search_end] if is_call else self._answer
+        end = self.call(*where) if is_call else self.answer
         body = [self._words[0]] * (round(size) - len(end))
         return Script(token_ids=[*body, *end], token_s=self.law.token_s)
+
+    def call(self, path_seed: int, turn: int) -> list[int]:
+        """The tokens of the call that a path makes after so many results: words of its own, which decide its time."""
+        words = [self._words[seed_of(path_seed, turn, "query", i) % NUM_WORDS] for i in range(QUERY_WORDS)]
+        return [self._search, *words, self._search_end]
 
     def latency_s(self, query: str) -> float:
         """Seconds a call takes; the query holds words drawn for the path and turn that ask."""
@@ -114,9 +119,6 @@ class Workload:
 
     def renderer(self, tools: Executor) -> Renderer:
         return make_renderer(RendererConfig(), tokenizer=self._tokenizer, specs=tools.specs)
-
-    def _query(self, path_seed: int, turn: int) -> list[int]:
-        return [self._words[seed_of(path_seed, turn, "query", i) % NUM_WORDS] for i in range(QUERY_WORDS)]
 
     @staticmethod
     def _lognormal(median: float, sigma: float, seed: int, *names: str | int) -> float:

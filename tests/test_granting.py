@@ -1,0 +1,71 @@
+"""Granting: first come or by rank; a proposal is granted at most once, and the best ones first."""
+
+import hypothesis.strategies as st
+from hypothesis import given
+
+from engine.granting import FirstCome, Paper, Proposal, Ranked
+
+
+def proposal(name: str, score: float, *, path: int = 0, observation: int = 1) -> Proposal:
+    return Proposal(prompt_id=name, path=path, length=9, observation=observation, score=score)
+
+
+def test_paper_grants_every_proposal_when_it_comes() -> None:
+    granter = Paper().granter()
+    assert isinstance(granter, FirstCome)
+    first = proposal("a", -1.0)
+    assert granter.propose(first) == [first]
+    assert granter.exhaust("a", room=3) == []
+    granter.withdraw("a")
+
+
+def test_ranked_grants_the_best_share_of_every_window_best_first() -> None:
+    granter = Ranked(window=4, fraction=0.5).granter()
+    scores = {"a": 0.1, "b": 0.9, "c": 0.5, "d": 0.3}
+    granted = [granter.propose(proposal(name, score)) for name, score in scores.items()]
+    assert granted[:3] == [[], [], []]
+    assert [p.prompt_id for p in granted[3]] == ["b", "c"]
+    # The rest stays in the pool, and competes with the next window.
+    later = [granter.propose(proposal(name, score)) for name, score in (("e", 0.2), ("f", 0.0), ("g", 0.0), ("h", 0.0))]
+    assert [p.prompt_id for p in later[3]] == ["d", "e"]
+
+
+def test_a_tree_that_runs_dry_takes_its_own_best_and_no_one_elses() -> None:
+    granter = Ranked(window=8).granter()
+    for name, score in (("a", 0.1), ("b", 0.9), ("a", 0.3), ("a", 0.2)):
+        assert granter.propose(proposal(name, score)) == []
+    assert [p.score for p in granter.exhaust("a", room=2)] == [0.3, 0.2]
+    assert [p.score for p in granter.exhaust("a", room=2)] == [0.1]
+    assert granter.exhaust("a", room=2) == []
+    assert [p.prompt_id for p in granter.exhaust("b", room=0)] == []
+
+
+def test_proposals_of_a_tree_that_has_left_are_never_granted() -> None:
+    granter = Ranked(window=2, fraction=1.0).granter()
+    granter.propose(proposal("a", 0.9))
+    granter.withdraw("a")
+    assert [p.prompt_id for p in granter.propose(proposal("b", 0.1))] == ["b"]
+
+
+def test_equal_scores_are_taken_by_age() -> None:
+    granter = Ranked(window=3, fraction=1 / 3).granter()
+    granter.propose(proposal("old", 0.5))
+    granter.propose(proposal("young", 0.5))
+    assert [p.prompt_id for p in granter.propose(proposal("low", 0.1))] == ["old"]
+
+
+@given(
+    scores=st.lists(st.floats(-1, 1), max_size=40),
+    window=st.integers(1, 9),
+    fraction=st.floats(0, 1),
+)
+def test_every_proposal_is_granted_at_most_once_and_the_share_is_hard(
+    scores: list[float], window: int, fraction: float
+) -> None:
+    granter = Ranked(window=window, fraction=fraction).granter()
+    proposals = [proposal(f"t{i % 3}", score, path=i) for i, score in enumerate(scores)]
+    granted = [p for each in proposals for p in granter.propose(each)]
+    assert len({p.path for p in granted}) == len(granted)
+    assert len(granted) <= len(scores) // window * round(window * fraction)
+    rest = [p for name in ("t0", "t1", "t2") for p in granter.exhaust(name, room=len(scores))]
+    assert sorted(p.path for p in [*granted, *rest]) == list(range(len(scores))), "none is lost before its tree ends"
