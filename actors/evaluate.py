@@ -7,8 +7,8 @@ from math import comb
 import msgspec
 
 from engine.branching import Chain
-from engine.budget import Account
 from engine.cohort import Cohort
+from engine.cohorts import Cohorts
 from engine.granting import Paper
 from engine.rollout_config import RolloutConfig
 from engine.tree import TreeBuilder
@@ -43,7 +43,7 @@ async def grow_all(
     Cohorts are of `concurrency` prompts, and share the budgets of `config`.
     """
     slots = asyncio.Semaphore(concurrency)
-    run = Account("run", limit=config.budget.calls_per_run)
+    cohorts = Cohorts(config, size=concurrency)
 
     async def one(prompt: Prompt, cohort: Cohort) -> None:
         try:
@@ -52,24 +52,9 @@ async def grow_all(
             slots.release()
 
     async with asyncio.TaskGroup() as tasks:
-        cohort = _cohort(0, config, size=concurrency, run=run)
         for index, prompt in enumerate(prompts):
             await slots.acquire()
-            if index and index % concurrency == 0:
-                cohort = _cohort(index // concurrency, config, size=concurrency, run=run)
-            tasks.create_task(one(prompt, cohort), name=f"rollout {prompt.prompt_id}")
-
-
-def _cohort(number: int, config: RolloutConfig, *, size: int, run: Account) -> Cohort:
-    budget = config.budget
-    return Cohort(
-        number,
-        size=size,
-        granting=config.granting,
-        leaves=Account(f"cohort {number}", limit=budget.leaves_per_cohort),
-        tool_calls=Account(f"cohort {number}", limit=budget.calls_per_cohort, parent=run),
-        is_logical=False,
-    )
+            tasks.create_task(one(prompt, cohorts[index // concurrency]), name=f"rollout {prompt.prompt_id}")
 
 
 class Evaluation:
@@ -103,13 +88,13 @@ class Evaluation:
             "failed": self._num_failed / count,
         }
         if k > 1:
-            rates = [pass_at_k(n, correct, k) for n, correct in self._groups]
+            rates = [pass_at_k(n, correct, min(k, n)) for n, correct in self._groups if n]
             found[f"pass@{k}"] = sum(rates) / max(len(rates), 1)
         return found
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
-    """Unbiased probability that one of k draws, without replacement, of n trajectories is correct (2107.03374, eq. 1).
+    """Unbiased probability that one of k <= n draws without replacement is correct (2107.03374, eq. 1).
 
     >>> pass_at_k(4, 1, 2)
     0.5

@@ -17,7 +17,7 @@ from engine.types import Prompt, Trajectory, TrajectoryGroup
 from tools.schema import Tool
 
 CONCURRENCY = 16
-"""Prompts in flight, and finished groups nobody has taken yet."""
+"""Prompts in flight."""
 
 
 class Session:
@@ -36,6 +36,8 @@ class Session:
         self._tools = tools
         self._reward = reward
         self._stack = AsyncExitStack()
+        self._num_prompts = 0
+        """Named so far: two lists of prompts in flight never share a name."""
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
@@ -55,7 +57,8 @@ class Session:
         truths = list(ground_truths)
         system = self._config.data.system_prompt
         prompts: list[Prompt] = []
-        for row, question in enumerate(questions):
+        for place, question in enumerate(questions):
+            row, self._num_prompts = self._num_prompts, self._num_prompts + 1
             messages = [{"role": "system", "content": system}] if system else []
             messages.append({"role": "user", "content": question})
             prompts.append(
@@ -65,35 +68,28 @@ class Session:
                     row=row,
                     token_ids=self._runtime.renderer.render_prompt(messages),
                     question=question,
-                    ground_truth=truths[row] if row < len(truths) else "",
+                    ground_truth=truths[place] if place < len(truths) else "",
                 )
             )
         return prompts
 
     async def rollouts(self, prompts: Iterable[Prompt]) -> AsyncGenerator[TrajectoryGroup, None]:
         """Grow a tree for each prompt; groups come as they finish. Closing the stream early ends what runs."""
-        finished: asyncio.Queue[TrajectoryGroup] = asyncio.Queue()
-        config = self._config.rollout
-        growing = asyncio.create_task(
-            grow_all(
-                prompts,
-                self._runtime.rollouts(
-                    self._router, config=config, seed=self._config.run.seed, emit=lambda event: None
-                ),
-                config=config,
-                concurrency=CONCURRENCY,
-                on_group=finished.put_nowait,
-            ),
-            name="session rollouts",
-        )
+        # Not bounded: `prompts` is, and a group nobody takes weighs no more than it did while it grew.
+        finished: asyncio.Queue[TrajectoryGroup | None] = asyncio.Queue()
+        config, seed = self._config.rollout, self._config.run.seed
+        grow = self._runtime.rollouts(self._router, config=config, seed=seed, emit=lambda event: None)
+
+        async def grow_them() -> None:
+            try:
+                await grow_all(prompts, grow, config=config, concurrency=CONCURRENCY, on_group=finished.put_nowait)
+            finally:
+                finished.put_nowait(None)
+
+        growing = asyncio.create_task(grow_them(), name="session rollouts")
         try:
-            while not growing.done() or not finished.empty():
-                taking = asyncio.ensure_future(finished.get())
-                await asyncio.wait({taking, growing}, return_when=asyncio.FIRST_COMPLETED)
-                if taking.done():
-                    yield taking.result()
-                else:
-                    taking.cancel()
+            while (group := await finished.get()) is not None:
+                yield group
             await growing
         finally:
             growing.cancel()

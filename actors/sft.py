@@ -53,7 +53,7 @@ class StartingModel:
         self._cold_start: ColdStart | None = None
         self._num_steps = 0
         if config.sft is not None:
-            name = f"sft-{fingerprint((config.sft, runtime.model_path, config.run.seed))}"
+            name = f"sft-{fingerprint((config.sft, config.renderer, runtime.model_path, config.run.seed))}"
             self._path = Path(config.run.dir) / "made" / name
             if not self._path.exists():
                 self._cold_start = ColdStart(config.sft, runtime, seed=config.run.seed)

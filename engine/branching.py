@@ -28,8 +28,13 @@ class Branching(Section, frozen=True, tag_field="kind"):
     fork_at: ForkAt = "probe_end"
 
     @property
+    def looks_ahead(self) -> bool:
+        """True where the decision waits for the k tokens behind a tool result."""
+        return True
+
+    @property
     def looks_behind(self) -> bool:
-        """True where the decision is made at the tool result, from the segment before it."""
+        """True where it is made at the tool result, from the segment before it."""
         return False
 
     def score(self, signal: Signal) -> float:
@@ -113,6 +118,10 @@ class TreeGrpo(Branching, frozen=True, tag="tree_grpo"):
     fork_at: ForkAt = "tool_result"
     expand: Positive = 2
 
+    @property
+    def looks_ahead(self) -> bool:
+        return False
+
     def wants(self, signal: Signal) -> bool:
         return False
 
@@ -132,6 +141,10 @@ class Uniform(Branching, frozen=True, tag="uniform"):
 class Chain(Branching, frozen=True, tag="chain"):
     """No forks: M independent samples, as GRPO, DAPO and REINFORCE++ use them; `initial` is taken as M."""
 
+    @property
+    def looks_ahead(self) -> bool:
+        return False
+
     def wants(self, signal: Signal) -> bool:
         return False
 
@@ -147,6 +160,10 @@ class Official(Branching, frozen=True, tag="official"):
     fork_at: ForkAt = "tool_result"
     entropy_weight: float = 0.2
     branch_probability: Annotated[float, Meta(ge=0, le=1)] = 0.5
+
+    @property
+    def looks_ahead(self) -> bool:
+        return False
 
     @property
     def looks_behind(self) -> bool:

@@ -46,11 +46,6 @@ class Account:
             account.reserved += amount
         return Reservation(self, amount)
 
-    def restore(self, amount: int) -> None:
-        """Count `amount` as spent here and above: what a journal says happened before."""
-        for account in self.chain:
-            account.spent += amount
-
     @property
     def chain(self) -> "list[Account]":
         """This account and all above it."""

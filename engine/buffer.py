@@ -42,15 +42,26 @@ class Slot:
 class GroupBuffer:
     """Bounded, ordered, closable. All verbs but `admit` and `take` return at once."""
 
-    def __init__(self, *, batch_size: int, max_staleness: int, version: Version = 0, by_cohort: bool = False) -> None:
-        """`by_cohort` fixes what a batch is made of (deterministic runs): batch n is what cohort n did not refuse."""
+    def __init__(
+        self,
+        *,
+        batch_size: int,
+        max_staleness: int,
+        version: Version = 0,
+        num_admitted: int = 0,
+        by_cohort: bool = False,
+    ) -> None:
+        """`by_cohort` fixes what a batch is made of (deterministic runs): batch n is what cohort n did not refuse.
+
+        `num_admitted` counts the admissions of earlier processes: P of them in a row are a cohort.
+        """
         self.batch_size = batch_size
         self.max_staleness = max_staleness
         self.version = version
         self.num_slots = (max_staleness + 1) * batch_size
         self._by_cohort = by_cohort
         self._slots: dict[str, Slot] = {}
-        self._num_admitted = 0
+        self._num_admitted = num_admitted
         self._is_closed = False
         self._changed = asyncio.Condition()
 
@@ -60,13 +71,12 @@ class GroupBuffer:
         """Wait for a slot and take it. Cancelling gives it up."""
         async with self._changed:
             await self._changed.wait_for(lambda: len(self._slots) < self.num_slots)
-        return self.restore(prompt_id, version=self.version)
-
-    def restore(self, prompt_id: str, *, version: Version, cohort: int | None = None) -> Slot:
-        """Put a prompt in a slot without waiting: what a journal says was admitted before."""
-        index = self._num_admitted
         self._num_admitted += 1
-        slot = Slot(prompt_id, index, version, index // self.batch_size if cohort is None else cohort)
+        return self.restore(prompt_id, index=self._num_admitted - 1, version=self.version)
+
+    def restore(self, prompt_id: str, *, index: int, version: Version, is_taken: bool = False) -> Slot:
+        """Put a prompt in a slot without waiting: what a journal says was admitted before."""
+        slot = Slot(prompt_id, index, version, index // self.batch_size, is_taken=is_taken)
         self._slots[prompt_id] = slot
         return slot
 
@@ -112,8 +122,8 @@ class GroupBuffer:
 
     @property
     def num_running(self) -> int:
-        """Admitted, neither finished nor refused."""
-        return sum(slot.group is None and not slot.is_refused for slot in self._slots.values())
+        """Admitted, and neither finished nor refused."""
+        return sum(not (slot.group or slot.is_refused or slot.is_taken) for slot in self._slots.values())
 
     @property
     def num_ready(self) -> int:
@@ -152,7 +162,7 @@ class GroupBuffer:
         if not waiting:
             return None
         first = min(slot.cohort for slot in waiting)
-        members = [slot for slot in waiting if slot.cohort == first]
+        members = sorted((slot for slot in waiting if slot.cohort == first), key=lambda slot: slot.index)
         is_whole = len(members) == self.batch_size or self._is_closed
         is_resolved = all(slot.group is not None or slot.is_refused for slot in members)
         return members if is_whole and is_resolved else None

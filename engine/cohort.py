@@ -71,11 +71,15 @@ class Cohort:
         self.advance()
 
     def leave(self, member: Member) -> None:
-        """A tree is finished, or was given up."""
+        """A tree is finished."""
+        self.abandon(member)
+        self.advance()
+
+    def abandon(self, member: Member) -> None:
+        """A tree was cancelled: it takes part in nothing any more, and nothing is decided because of it."""
         self._members.pop(member.prompt_id, None)
         self._held = [p for p in self._held if p.prompt_id != member.prompt_id]
         self._granter.withdraw(member.prompt_id)
-        self.advance()
 
     @property
     def is_over(self) -> bool:

@@ -15,12 +15,13 @@ No loop catches what it does not understand: a bad rollout is data, a bad loop e
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Sequence
 
-from engine.budget import Account
 from engine.buffer import GroupBuffer
 from engine.cohort import Cohort
+from engine.cohorts import Cohorts
+from engine.deadline import within
+from engine.errors import GeneratorError
 from engine.events import (
     AnyEvent,
     BatchTaken,
@@ -32,27 +33,19 @@ from engine.events import (
     StepFinished,
     WeightsPublished,
 )
-from engine.interfaces import Generator, Trainer
+from engine.interfaces import Generator, Prompts, Trainer
 from engine.rollout_config import RolloutConfig
-from engine.run_state import CohortUse, RunState
+from engine.run_state import RunState
 from engine.train_config import TrainConfig, check_deterministic
 from engine.tree import TreeBuilder
-from engine.types import Batch, Prompt, Sample, TrajectoryGroup
+from engine.types import Batch, RolloutStatus, Sample, TrajectoryGroup
 
 logger = logging.getLogger(__name__)
 
 REFUSALS_WORTH_A_WARNING = 32
 """Refusals in a row after which a person should look at the rewards."""
-
-
-class Prompts(Protocol):
-    """What the controller needs of a data set."""
-
-    def prompts(self, *, start: int = 0) -> Iterator[Prompt]:
-        """Prompts from a position on; positions count rows, also those that are skipped."""
-        ...
-
-    def position_of(self, prompt: Prompt) -> int: ...
+FAILURES_THAT_END = 3
+"""Groups in a row without one path that worked."""
 
 
 class Controller:
@@ -79,7 +72,7 @@ class Controller:
         """
         check_deterministic(config, rollout_config)
         self._config = config
-        self._rollout_config = rollout_config
+        self._deadline_s = config.step_timeout_s
         self._state = state
         self._prompts = prompts
         self._rollout = rollout
@@ -93,16 +86,16 @@ class Controller:
             batch_size=config.batch_size,
             max_staleness=config.max_staleness,
             version=state.version,
+            num_admitted=state.num_admitted,
             by_cohort=config.deterministic,
         )
         self._samples: dict[str, Sample] = {}
-        self._cohorts: dict[int, Cohort] = {}
-        used = state.used.values()
-        self._run_leaves = Account("run", spent=sum(use.num_leaves for use in used))
-        limit = rollout_config.budget.calls_per_run
-        self._run_calls = Account("run", limit=limit, spent=sum(use.num_calls for use in used))
-        self._num_wanted = state.num_admitted - state.num_refused
-        """Groups admitted and not refused: what the remaining steps can be made of."""
+        self._cohorts = Cohorts(
+            rollout_config, size=config.batch_size, is_logical=config.deterministic, used=state.usage
+        )
+        self._num_wanted = state.num_admitted - (0 if config.deterministic else state.num_refused)
+        """Groups the steps can be made of: admitted and not refused; by cohort, refused ones are not replaced."""
+        self._num_failed_in_a_row = 0
         self._num_saved = 0 if state.checkpoint is None else state.checkpoint.step
         self._num_evaluated = max(state.evaluated_step, 0)
         self._num_refused_in_a_row = 0
@@ -122,25 +115,39 @@ class Controller:
     # -- resuming ---------------------------------------------------------------------------------------------
 
     async def _resume(self) -> None:
-        """Bring learner and generators to where the events end: the last checkpoint, then the batches since."""
+        """Bring learner, generators and slots to where the events end.
+
+        The learner takes the last checkpoint and the batches published since. A batch that was taken and not published
+        is the first one `_train` works on: what generates meanwhile keeps the weights it had.
+        """
         state = self._state
         if state.checkpoint is not None:
             await self._trainer.load(state.checkpoint.path)
         for step, groups in sorted(state.batches.items()):
-            report = await self._trainer.step(self._batch(step, groups)) if groups else None
-            if report is not None and step not in state.reports:
-                self._emit(StepFinished(report=report))
-        if state.step or state.checkpoint is not None:
-            published = [name for name in state.admissions if name not in state.trees and name not in state.groups]
-            await self._publish(published)
+            if step <= state.published_step:
+                await self._train_on(step, groups)
+        if state.published_step:
+            await self._publish(state.published_step, ())
+        held = [*state.admissions.values(), *(state.refused.values() if self._config.deterministic else ())]
+        taken = {group.prompt.prompt_id for group in state.batches.get(state.step, ())}
+        for slot in sorted(held, key=lambda admitted: admitted.index):
+            is_taken = slot.prompt_id in taken or (slot.prompt_id in state.refused and slot.cohort < state.step)
+            self._buffer.restore(slot.prompt_id, index=slot.index, version=slot.version, is_taken=is_taken)
         if self._config.deterministic:
-            for name, admitted in state.refused.items():
-                self._buffer.restore(name, version=admitted.version, cohort=admitted.cohort)
+            for name in state.refused:
                 await self._buffer.refuse(name)
         for group in state.groups.values():
-            admitted = state.admissions[group.prompt.prompt_id]
-            self._buffer.restore(admitted.prompt_id, version=admitted.version, cohort=admitted.cohort)
             await self._settle(group)
+
+    async def _train_on(self, step: int, groups: Sequence[TrajectoryGroup]) -> None:
+        """One optimiser step; its report is an event, once."""
+        if not groups:
+            return
+        report = await within(
+            self._deadline_s, self._trainer.step(self._batch(step, groups)), name=f"the learner's step {step}"
+        )
+        if step not in self._state.reports:
+            self._emit(StepFinished(report=report))
 
     def _batch(self, step: int, groups: Sequence[TrajectoryGroup]) -> Batch:
         samples: list[Sample] = []
@@ -156,9 +163,7 @@ class Controller:
         """Keep every slot busy: interrupted trees first, then fresh prompts, until no more are wanted."""
         async with asyncio.TaskGroup() as rollouts:
             for name, tree in self._state.trees.items():
-                admitted = self._state.admissions[name]
-                self._buffer.restore(name, version=admitted.version, cohort=admitted.cohort)
-                cohort = self._cohort(admitted.cohort)
+                cohort = self._cohorts[self._state.admissions[name].cohort]
                 rollouts.create_task(self._roll(tree, cohort), name=f"rollout {name}")
             last = self._state.last_prompt
             for prompt in self._prompts.prompts(start=0 if last is None else self._prompts.position_of(last) + 1):
@@ -167,13 +172,18 @@ class Controller:
                 slot = await self._buffer.admit(prompt.prompt_id)
                 self._num_wanted += 1
                 self._emit(
-                    PromptAdmitted(prompt_id=prompt.prompt_id, prompt=prompt, version=slot.version, cohort=slot.cohort)
+                    PromptAdmitted(
+                        prompt_id=prompt.prompt_id,
+                        prompt=prompt,
+                        version=slot.version,
+                        index=slot.index,
+                        cohort=slot.cohort,
+                    )
                 )
-                cohort = self._cohort(slot.cohort)
+                cohort = self._cohorts[slot.cohort]
                 rollouts.create_task(self._roll(TreeBuilder(prompt), cohort), name=f"rollout {prompt.prompt_id}")
             self._is_produced = True
-            for cohort in self._cohorts.values():
-                cohort.seal()
+            self._cohorts.seal()
             await self._notify()
         await self._buffer.close()
 
@@ -196,6 +206,7 @@ class Controller:
     async def _settle(self, group: TrajectoryGroup) -> None:
         """Give a finished group its credit, or refuse it."""
         prompt_id = group.prompt.prompt_id
+        self._count_failures(group)
         sample = self._credit(group)
         if sample is None:
             self._emit(GroupRefused(prompt_id=prompt_id, reason="no learning signal"))
@@ -210,42 +221,40 @@ class Controller:
             await self._buffer.finish(group)
         await self._notify()
 
-    def _cohort(self, number: int) -> Cohort:
-        """The cohort of that number; those whose trees are all gone are forgotten."""
-        budget = self._rollout_config.budget
-        if number not in self._cohorts:
-            self._cohorts = {n: c for n, c in self._cohorts.items() if not c.is_over}
-            name, use = f"cohort {number}", self._state.used.get(number, CohortUse())
-            self._cohorts[number] = Cohort(
-                number,
-                size=self._config.batch_size - use.num_trees,
-                granting=self._rollout_config.granting,
-                leaves=Account(name, limit=budget.leaves_per_cohort, parent=self._run_leaves, spent=use.num_leaves),
-                tool_calls=Account(name, limit=budget.calls_per_cohort, parent=self._run_calls, spent=use.num_calls),
-                is_logical=self._config.deterministic,
-            )
-        return self._cohorts[number]
+    def _count_failures(self, group: TrajectoryGroup) -> None:
+        """One group of nothing but failures is data; several in a row are a broken world, and would burn prompts."""
+        failed = [t for t in group.trajectories if t.status is RolloutStatus.FAILED]
+        self._num_failed_in_a_row = self._num_failed_in_a_row + 1 if len(failed) == len(group.trajectories) else 0
+        if self._num_failed_in_a_row == FAILURES_THAT_END:
+            raise GeneratorError(f"every path of {FAILURES_THAT_END} groups in a row failed: {failed[0].reward.reason}")
 
     # -- training ---------------------------------------------------------------------------------------------
 
     async def _train(self) -> None:
         step = self._state.step
+        if step > self._state.published_step:
+            await self._finish_step(step, self._state.batches[step])
         await self._close_step(step, is_last=False)
         while self._config.steps is None or step < self._config.steps:
+            started = asyncio.get_running_loop().time()
             groups = await self._buffer.take()
             if groups is None:
                 logger.info("the data ended after step %d", step)
                 break
             step += 1
             names = tuple(group.prompt.prompt_id for group in groups)
-            self._emit(BatchTaken(step=step, prompt_ids=names))
-            if groups:
-                self._emit(StepFinished(report=await self._trainer.step(self._batch(step, groups))))
-            if self._config.deterministic:
-                await self._quiet()
-            await self._publish(names)
+            wait_s = asyncio.get_running_loop().time() - started
+            self._emit(BatchTaken(step=step, prompt_ids=names, wait_s=wait_s))
+            await self._finish_step(step, groups)
             await self._close_step(step, is_last=False)
         await self._close_step(step, is_last=True)
+
+    async def _finish_step(self, step: int, groups: Sequence[TrajectoryGroup]) -> None:
+        """Train on a batch that was taken, publish, and free its slots."""
+        await self._train_on(step, groups)
+        if self._config.deterministic:
+            await self._quiet()
+        await self._publish(step, [group.prompt.prompt_id for group in groups])
 
     async def _close_step(self, step: int, *, is_last: bool) -> None:
         """Make the checkpoint and the evaluation that are due behind a step, unless they are there already."""
@@ -259,14 +268,15 @@ class Controller:
             self._emit(Evaluated(step=step, version=version, metrics=await self._evaluate()))
             self._num_evaluated = step
 
-    async def _publish(self, names: Sequence[str]) -> None:
+    async def _publish(self, step: int, names: Sequence[str]) -> None:
         """Weights first, slots afterwards: no group is ever born under weights older than its slot says."""
-        ref = await self._trainer.publish()
+        ref = await within(self._deadline_s, self._trainer.publish(), name="publishing weights")
         async with asyncio.TaskGroup() as updates:
             for number, generator in enumerate(self._generators):
+                name = f"the weight update of generator {number}"
                 update = generator.update_weights(ref, mode=self._config.update_mode)
-                updates.create_task(update, name=f"update generator {number}")
-        self._emit(WeightsPublished(version=ref.version, prompt_ids=tuple(names)))
+                updates.create_task(within(self._deadline_s, update, name=name), name=name)
+        self._emit(WeightsPublished(version=ref.version, step=step, prompt_ids=tuple(names)))
         await self._buffer.release(version=ref.version)
 
     async def _quiet(self) -> None:

@@ -67,16 +67,17 @@ def entropy_bounds(top_logprobs: Float32, *, vocab_size: int) -> Interval:
 
     >>> bounds = entropy_bounds(np.log(np.array([0.5, 0.25], np.float32)), vocab_size=4)   # tail 0.125, 0.125
     >>> round(bounds.low, 4), round(bounds.high, 4)
-    (1.0397, 1.2130)
+    (1.0397, 1.213)
     """
     logprobs = top_logprobs.astype(np.float64)
     probabilities = np.exp(logprobs)
     seen = float(-(probabilities * np.where(np.isneginf(logprobs), 0.0, logprobs)).sum())
-    unseen = max(1.0 - float(probabilities.sum()), 0.0)
     num_unseen = vocab_size - logprobs.size
-    if unseen <= 1e-9 or num_unseen <= 0:
-        return Interval(seen, seen)
     smallest = float(logprobs.min())
-    low = seen + unseen * max(-smallest, 0.0)
+    # What rounding leaves of 1 is no mass: the tail cannot hold more than its tokens at p_n each, nothing for p_n = 0.
+    unseen = min(1.0 - float(probabilities.sum()), num_unseen * math.exp(smallest))
+    if unseen <= 1e-9:
+        return Interval(seen, seen)
+    low = seen + unseen * -smallest
     high = seen - unseen * math.log(unseen / num_unseen)
     return Interval(min(low, high), max(low, high))

@@ -1,7 +1,7 @@
 """The events: one append-only union, of which all state of the control plane is a fold.
 
 Produced by the controller, the rollout actors and the learner's side of the loop; consumed by the journal, by the
-folds (`tree.TreeBuilder.apply`, `buffer.GroupBuffer.apply`, `journal.RunState`), by reports and by replay. An event
+folds (`tree.TreeBuilder`, `run_state.RunState`, `metrics.MetricsFold`), by reports and by replay. An event
 says what happened, never what to do. `t` is seconds on the clock of the run.
 """
 
@@ -47,6 +47,8 @@ class PromptAdmitted(TreeEvent, frozen=True):
     prompt: Prompt
     version: Version
     """Version of the published weights when it was admitted."""
+    index: int
+    """Order of admission, over all processes that worked on the run."""
     cohort: int
 
 
@@ -99,6 +101,8 @@ class TokensSampled(TreeEvent, frozen=True):
     """How the segment ended; empty while it grows. An aborted request leaves it growing."""
     num_cached_tokens: int = 0
     num_prefilled_tokens: int = 0
+    is_mixed: bool = False
+    """Sampled over KV of older weights than `versions` says."""
 
 
 class ToolRequested(TreeEvent, frozen=True):
@@ -155,6 +159,8 @@ class BatchTaken(Event, frozen=True):
 
     step: int
     prompt_ids: tuple[str, ...]
+    wait_s: float = 0.0
+    """How long the learner waited for it."""
 
 
 class StepFinished(Event, frozen=True):
@@ -167,6 +173,8 @@ class WeightsPublished(Event, frozen=True):
     """Every generator samples with this version; the slots of the step's groups are free."""
 
     version: Version
+    step: int
+    """The step that made them; a resumed run publishes those of its last published step once more."""
     prompt_ids: tuple[str, ...]
 
 

@@ -4,6 +4,7 @@ Shipped, as `inference.scripted` and `tools.faults` are, so that users test thei
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Callable, Sequence
 
 from engine.errors import GeneratorError, LearnerError
@@ -86,8 +87,9 @@ class FaultyGenerator:
             case "stall":
                 await asyncio.Event().wait()
             case _:
-                async for chunk in self._inner.generate(request):
-                    yield chunk
+                async with contextlib.aclosing(self._inner.generate(request)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
 
     async def abort(self, request_id: str) -> None:
         await self._inner.abort(request_id)

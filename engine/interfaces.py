@@ -1,6 +1,6 @@
-"""The seams: four small Protocols, each with a shipped fake (`inference.scripted`, `faults`)."""
+"""The seams: small Protocols, each with a shipped fake (`inference.scripted`, `faults`)."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Protocol
 
 from engine.types import (
@@ -8,6 +8,7 @@ from engine.types import (
     Completion,
     GenerateRequest,
     GeneratorStatistics,
+    Prompt,
     StepReport,
     ToolCall,
     ToolResult,
@@ -61,6 +62,16 @@ class Trainer(Protocol):
     async def load(self, path: str) -> int:
         """Restore a checkpoint; returns its version. Raises `DataError` where it is torn or the shapes differ."""
         ...
+
+
+class Prompts(Protocol):
+    """A data set as the controller sees it."""
+
+    def prompts(self, *, start: int = 0) -> Iterator[Prompt]:
+        """Prompts from a position on; positions count rows, also those that are skipped."""
+        ...
+
+    def position_of(self, prompt: Prompt) -> int: ...
 
 
 class ToolHost(Protocol):

@@ -76,23 +76,33 @@ def _read_segment(path: Path) -> Iterator[AnyEvent]:
     data = memoryview(path.read_bytes())
     position = 0
     while position < len(data):
-        body = position + _HEADER.size
-        if body > len(data):
-            return _warn_torn(path, position)
-        length, checksum = _HEADER.unpack_from(data, position)
-        payload = data[body : body + length]
-        if len(payload) < length:
-            return _warn_torn(path, position)
-        if zlib.crc32(payload) != checksum:
-            if body + length == len(data):
-                return _warn_torn(path, position)
-            raise JournalError(f"{path}: the record at byte {position} is damaged, and others follow it")
+        payload = _record(data, position)
+        if payload is None:
+            if _is_followed(data, position):
+                raise JournalError(f"{path}: the record at byte {position} is damaged, and others follow it")
+            lost = len(data) - position
+            logger.warning("%s: torn by a crash at byte %d; %d bytes are dropped", path, position, lost)
+            return
         try:
             yield _DECODER.decode(payload)
         except msgspec.DecodeError as error:
             raise JournalError(f"{path}: the record at byte {position} is not an event: {error}") from error
-        position = body + length
+        position += _HEADER.size + len(payload)
 
 
-def _warn_torn(path: Path, position: int) -> None:
-    logger.warning("%s: the last record, at byte %d, was torn by a crash and is dropped", path, position)
+def _record(data: memoryview, position: int) -> memoryview | None:
+    """The payload of a whole and sound record, or None."""
+    body = position + _HEADER.size
+    if body > len(data):
+        return None
+    length, checksum = _HEADER.unpack_from(data, position)
+    # No event is empty: a length of zero is a tail of zeros, which a lost power leaves in an unsynced file.
+    if not length or body + length > len(data):
+        return None
+    payload = data[body : body + length]
+    return payload if zlib.crc32(payload) == checksum else None
+
+
+def _is_followed(data: memoryview, position: int) -> bool:
+    """Whether a sound record comes anywhere behind: then it was no crash that ended the segment."""
+    return any(_record(data, start) is not None for start in range(position + 1, len(data)))

@@ -32,7 +32,7 @@ class StepMetrics(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds since the run began, over all processes that worked on it."""
     version: Version
     reward: float
-    """Mean score of the trajectories that the step trained on."""
+    """Mean score of the trajectories that the step trained on; failed ones are not."""
     success: float
     """Share of them that were correct."""
     staleness: int
@@ -46,6 +46,8 @@ class StepMetrics(msgspec.Struct, frozen=True, kw_only=True):
     num_sampled_tokens: int
     num_prefilled_tokens: int
     num_cached_tokens: int
+    num_mixed_tokens: int
+    """Sampled over KV of older weights (`in_place` updates)."""
     num_tool_calls_requested: int
     num_tool_calls_executed: int
     num_forks_considered: int
@@ -75,8 +77,8 @@ class MetricsFold:
         self._tool_s = 0.0
         self._rewards: dict[str, dict[int, Reward]] = {}
         self._oldest: dict[str, Version] = {}
+        self._failed: set[tuple[str, int]] = set()
         self._version: Version = 0
-        self._published_t = 0.0
         self._taken: BatchTaken | None = None
         self.num_tool_calls_requested = 0
         self.num_tool_calls_executed = 0
@@ -89,6 +91,7 @@ class MetricsFold:
         match event:
             case TokensSampled():
                 counts["sampled"] += event.token_ids.size
+                counts["mixed"] += event.token_ids.size * event.is_mixed
                 counts["prefilled"] += event.num_prefilled_tokens
                 counts["cached"] += event.num_cached_tokens
                 if event.versions.size:
@@ -109,6 +112,8 @@ class MetricsFold:
             case PathEnded():
                 counts["trajectories"] += 1
                 counts[event.status.value] += 1
+                if event.status is RolloutStatus.FAILED:
+                    self._failed.add((event.prompt_id, event.path))
             case Rewarded():
                 self._rewards.setdefault(event.prompt_id, {})[event.path] = event.reward
             case GroupRefused():
@@ -120,7 +125,6 @@ class MetricsFold:
                 self._taken = event
             case WeightsPublished():
                 self._version = event.version
-                self._published_t = event.t
             case Evaluated():
                 self.last_evaluation = event
             case StepFinished():
@@ -133,8 +137,13 @@ class MetricsFold:
         taken, report, counts = self._taken, event.report, self._counts
         if taken is None or taken.step != report.step:
             return None
-        rewards = [reward for name in taken.prompt_ids for reward in self._rewards.get(name, {}).values()]
-        oldest = min((self._oldest.get(name, 0) for name in taken.prompt_ids), default=0)
+        rewards = [
+            reward
+            for name in taken.prompt_ids
+            for path, reward in self._rewards.get(name, {}).items()
+            if (name, path) not in self._failed
+        ]
+        oldest = min((self._oldest[name] for name in taken.prompt_ids if name in self._oldest), default=self._version)
         self.train_s += report.duration_s
         shared: dict[str, Any] = {
             name: getattr(report, name)
@@ -155,6 +164,7 @@ class MetricsFold:
             num_sampled_tokens=counts["sampled"],
             num_prefilled_tokens=counts["prefilled"],
             num_cached_tokens=counts["cached"],
+            num_mixed_tokens=counts["mixed"],
             num_tool_calls_requested=counts["requested"],
             num_tool_calls_executed=counts["executed"],
             num_forks_considered=counts["considered"],
@@ -162,7 +172,7 @@ class MetricsFold:
             num_forks=counts["forks"],
             tool_s=self._tool_s,
             step_s=report.duration_s,
-            wait_s=max(taken.t - self._published_t, 0.0),
+            wait_s=taken.wait_s,
             num_trained_tokens=report.num_trained_tokens,
             num_computed_tokens=report.num_computed_tokens,
             **shared,
@@ -176,3 +186,4 @@ class MetricsFold:
     def _forget(self, prompt_id: str) -> None:
         self._rewards.pop(prompt_id, None)
         self._oldest.pop(prompt_id, None)
+        self._failed = {(name, path) for name, path in self._failed if name != prompt_id}

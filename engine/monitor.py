@@ -6,7 +6,7 @@ probe tokens the branch samples anew: the bias of that mode). Every coin is draw
 
 import math
 
-from engine.branching import Aepo, Branching, Chain, TreeGrpo
+from engine.branching import Aepo, Branching, Chain
 from engine.coins import coin
 from engine.entropy import Interval, Signal, probe_mean
 from engine.events import ForkConsidered
@@ -28,7 +28,8 @@ class EntropyMonitor:
         A segment that ends inside the probe is judged by the tokens there are; a branch cannot begin at its end.
         """
         observation = len(path.marks)
-        if path.num_considered >= observation or isinstance(self._policy, Chain | TreeGrpo):
+        looks = self._policy.looks_ahead or self._policy.looks_behind
+        if path.num_considered >= observation or not looks:
             return None
         k = self._policy.probe_tokens
         sampled = path.length - path.segment_start

@@ -3,23 +3,26 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 
 import msgspec
 
+from engine.branching import Branching
 from engine.budget import Account
 from engine.coins import seed_of
-from engine.errors import GeneratorError
+from engine.errors import GeneratorError, ToolError
 from engine.events import AnyTreeEvent, Observed, PathEnded, Rewarded, TokensSampled, ToolFinished, ToolRequested
 from engine.interfaces import Generator, ToolHost
 from engine.renderer import Renderer
 from engine.rollout_config import SamplingConfig
 from engine.stop_seam import StopSeam
 from engine.tree import Path, TreeBuilder
-from engine.types import GenerateRequest, Reward, RolloutStatus, SamplingParams, ToolCall, ToolResult
+from engine.types import Completion, GenerateRequest, Reward, RolloutStatus, SamplingParams, ToolCall, ToolResult
 
 logger = logging.getLogger(__name__)
 
+RETRY_S = 0.1
+"""Wait before a failed segment is continued; doubled each time."""
 OUT_OF_CALLS = "Tool call refused: the budget of tool calls is used up. Answer with what you know."
 
 
@@ -32,6 +35,7 @@ class PathRunner:
         *,
         sampling: SamplingConfig,
         seed: int,
+        branching: Branching,
         stream_interval: int,
         generator: Generator,
         tools: ToolHost,
@@ -44,6 +48,7 @@ class PathRunner:
         self._prompt_id = tree.prompt.prompt_id
         self._sampling = sampling
         self._seed = seed
+        self._branching = branching
         self._stream_interval = stream_interval
         self._generator = generator
         self._tools = tools
@@ -79,6 +84,7 @@ class PathRunner:
             except GeneratorError as failure:
                 error = str(failure)
                 logger.warning("%s path %d: %s (attempt %d)", self._prompt_id, path.number, error, attempt + 1)
+                await asyncio.sleep(RETRY_S * 2**attempt)
             if path.finish_reason:
                 return
         await self._end(path, RolloutStatus.FAILED, detail=error or "the stream ended without a finish reason")
@@ -86,7 +92,7 @@ class PathRunner:
     async def _stream(self, path: Path, request: GenerateRequest) -> None:
         seam = StopSeam(self._renderer, self._tree.segment(path))
         async with contextlib.aclosing(self._generator.generate(request)) as chunks:
-            async for chunk in chunks:
+            while (chunk := await self._next(chunks)) is not None:
                 cut = seam.cut(chunk)
                 self._emit(
                     TokensSampled(
@@ -100,11 +106,20 @@ class PathRunner:
                         finish_reason="" if cut.finish_reason == "aborted" else cut.finish_reason,
                         num_cached_tokens=cut.num_cached_tokens,
                         num_prefilled_tokens=cut.num_prefilled_tokens,
+                        is_mixed=cut.is_mixed,
                     )
                 )
                 self._on_progress(path)
                 if cut.finish_reason:
                     return
+
+    async def _next(self, chunks: AsyncGenerator[Completion, None]) -> Completion | None:
+        """The next chunk, or None at the end; a server that says nothing for too long has failed."""
+        try:
+            async with asyncio.timeout(self._sampling.chunk_timeout_s):
+                return await anext(chunks, None)
+        except TimeoutError:
+            raise GeneratorError(f"no chunk within {self._sampling.chunk_timeout_s:g} s") from None
 
     def _room(self, path: Path) -> int:
         """Tokens the present segment may still grow by."""
@@ -125,8 +140,13 @@ class PathRunner:
                 seed=seed_of(self._seed, self._prompt_id, path.number),
             ),
             affinity_key=self._prompt_id,
-            stream_interval=self._stream_interval,
+            stream_interval=self._interval(path),
         )
+
+    def _interval(self, path: Path) -> int:
+        """Chunks as long as the probe where the monitor waits for one, so that it speaks at the first of them."""
+        is_probed = self._branching.looks_ahead and path.num_considered < len(path.marks)
+        return self._branching.probe_tokens if is_probed else self._stream_interval
 
     # -- tools ------------------------------------------------------------------------------------------------
 
@@ -176,10 +196,12 @@ class PathRunner:
             text = self._renderer.text(self._tree.token_ids(path)[path.prompt_length :])
             arguments = {"text": text, "ground_truth": self._tree.prompt.ground_truth, "tools_run": path.tools_run}
             result = await self._tools.call(ToolCall(name="reward", arguments=arguments))
-            if result.status == "ok":
+            try:
+                if result.status != "ok":
+                    raise ToolError(result.text)
                 reward = msgspec.json.decode(result.text, type=Reward)
-            else:
-                status, detail = RolloutStatus.FAILED, f"reward: {result.text}"
+            except (ToolError, msgspec.DecodeError) as error:
+                status, detail = RolloutStatus.FAILED, f"reward: {error}"
                 reward = Reward(score=0.0, reason=detail)
         # In this order: a process killed in between leaves a live path that is scored again, not an ended one without.
         self._emit(Rewarded(prompt_id=self._prompt_id, path=path.number, reward=reward))

@@ -17,11 +17,11 @@ events at any point. A failure of a generator or a tool is data in the trajector
 import asyncio
 from collections.abc import Callable, Iterable
 
-from engine.branching import Chain, TreeGrpo
+from engine.branching import TreeGrpo
 from engine.budget import Account
 from engine.cohort import Cohort
 from engine.coins import coin
-from engine.events import AnyTreeEvent, Forked, GroupFinished, PathStarted
+from engine.events import AnyTreeEvent, ForkConsidered, Forked, GroupFinished, PathStarted
 from engine.granting import Proposal
 from engine.interfaces import Generator, ToolHost
 from engine.monitor import EntropyMonitor
@@ -54,16 +54,17 @@ class TreeRollout:
         self._seed = seed
         self._cohort = cohort
         self._emit_outside = emit
-        self._leaves = Account(self.prompt_id, limit=config.size, parent=cohort.leaves)
-        self._calls = Account(self.prompt_id, limit=config.budget.calls_per_prompt, parent=cohort.tool_calls)
-        self._leaves.restore(len(tree.paths))
-        self._calls.restore(tree.num_executed)
+        # A resumed tree's spending is in its cohort's accounts already: other trees must not take its place meanwhile.
+        self._leaves = Account(self.prompt_id, limit=config.size, parent=cohort.leaves, spent=len(tree.paths))
+        limit = config.budget.calls_per_prompt
+        self._calls = Account(self.prompt_id, limit=limit, parent=cohort.tool_calls, spent=tree.num_executed)
         self._monitor = EntropyMonitor(tree, policy=config.branching, seed=seed, vocab_size=vocab_size)
         self._runner = PathRunner(
             tree,
             sampling=config.sampling,
             seed=seed,
-            stream_interval=self._stream_interval(config),
+            branching=config.branching,
+            stream_interval=config.stream_interval,
             generator=generator,
             tools=tools,
             renderer=renderer,
@@ -85,13 +86,17 @@ class TreeRollout:
                 for path in self._tree.live_paths:
                     self._spawn(path)
                 self._cohort.join(self)
+                for considered in list(self._tree.open_forks.values()):
+                    self._propose(considered)
                 while not self._is_done:
                     self._ended.clear()
                     self._cohort.advance()
                     if not self._is_done:
                         await self._ended.wait()
-        finally:
-            self._cohort.leave(self)
+        except BaseException:
+            self._cohort.abandon(self)
+            raise
+        self._cohort.leave(self)
         self._emit(GroupFinished(prompt_id=self.prompt_id))
         return self._tree.group(wall_s=asyncio.get_running_loop().time() - started)
 
@@ -195,6 +200,9 @@ class TreeRollout:
         limit = self._config.budget.calls_per_path
         account = Account(f"{self.prompt_id}/{path.number}", limit=limit, parent=self._calls, spent=inherited)
         await self._runner.run(path, calls=account)
+        if path.number == 0 and self._num_missing:
+            # AEPO knows its N only now; forks of the first path may still grow.
+            self._start_first()
         self._ended.set()
 
     # -- watching ---------------------------------------------------------------------------------------------
@@ -207,26 +215,22 @@ class TreeRollout:
         if considered is None:
             return
         self._emit(considered)
-        if considered.is_wanted and self.room:
+        if considered.is_wanted:
+            self._propose(considered)
+        self._cohort.advance()
+
+    def _propose(self, considered: ForkConsidered) -> None:
+        if self.room:
             self._cohort.propose(
                 Proposal(
                     prompt_id=self.prompt_id,
-                    path=path.number,
+                    path=considered.path,
                     length=considered.length,
                     observation=considered.observation,
                     score=considered.score,
                 )
             )
-        else:
-            self._cohort.advance()
 
     def _emit(self, event: AnyTreeEvent) -> None:
         self._tree.apply(event)
         self._emit_outside(event)
-
-    @staticmethod
-    def _stream_interval(config: RolloutConfig) -> int:
-        """Chunks as long as the probe where a monitor watches, so that it can speak at the first one."""
-        policy = config.branching
-        is_watched = not isinstance(policy, Chain | TreeGrpo) and not policy.looks_behind
-        return policy.probe_tokens if is_watched else config.stream_interval

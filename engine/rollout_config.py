@@ -5,7 +5,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from engine.branching import AnyBranching, Arpo
-from engine.config import NonNegative, NonNegativeFloat, Positive, Section
+from engine.config import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Section
 from engine.granting import AnyGranting, Paper
 
 
@@ -21,6 +21,8 @@ class SamplingConfig(Section, frozen=True):
     temperature: NonNegativeFloat = 1.0
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
     top_k: int = -1
+    chunk_timeout_s: PositiveFloat = 600.0
+    """How long a generator may say nothing until its request counts as failed."""
     max_retries: NonNegative = 3
     """How often a segment is continued from its own tokens after its generator failed or let go of it."""
 

@@ -1,6 +1,6 @@
 """RunState: what a run has come to, folded from its events; what a resumed run starts from."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from engine.errors import JournalError
 from engine.events import (
@@ -22,9 +22,10 @@ from engine.types import Prompt, StepReport, TrajectoryGroup, Version
 
 @dataclass(slots=True)
 class CohortUse:
-    """What the trees of one cohort that are finished or refused have used of its budgets."""
+    """What trees of one cohort have used of its budgets."""
 
     num_trees: int = 0
+    """That are finished or refused, and will not join again."""
     num_leaves: int = 0
     num_calls: int = 0
 
@@ -42,18 +43,20 @@ class RunState:
     """Groups handed to the learner."""
     step: int = 0
     """Last step whose batch was composed."""
+    published_step: int = 0
+    """Last step whose weights every generator had."""
     version: Version = 0
     """Last version that every generator had."""
     admissions: dict[str, PromptAdmitted] = field(default_factory=dict[str, PromptAdmitted])
     """Of prompts that hold a slot: not refused, and not yet released."""
     refused: dict[str, PromptAdmitted] = field(default_factory=dict[str, PromptAdmitted])
-    """Of refused prompts whose cohort is not trained: batches by cohort need to know them."""
+    """Of refused prompts whose cohort is not published: batches by cohort need to know them."""
     trees: dict[str, TreeBuilder] = field(default_factory=dict[str, TreeBuilder])
     """Trees that still grow, partial branches and results included."""
     groups: dict[str, TrajectoryGroup] = field(default_factory=dict[str, TrajectoryGroup])
     """Finished groups that no batch has taken."""
     used: dict[int, CohortUse] = field(default_factory=dict[int, CohortUse])
-    """By cohort; trees that still grow count for themselves."""
+    """By cohort, by trees that left it."""
     batches: dict[int, tuple[TrajectoryGroup, ...]] = field(default_factory=dict[int, tuple[TrajectoryGroup, ...]])
     """Batches since the last checkpoint, by step: what a resumed learner is given again."""
     reports: dict[int, StepReport] = field(default_factory=dict[int, StepReport])
@@ -91,6 +94,9 @@ class RunState:
                 self.reports[event.report.step] = event.report
             case WeightsPublished():
                 self.version = event.version
+                self.published_step = event.step
+                # Step n trains cohort n - 1 where batches go by cohort; elsewhere nobody asks.
+                self.refused = {name: a for name, a in self.refused.items() if a.cohort >= event.step}
                 for prompt_id in event.prompt_ids:
                     self.admissions.pop(prompt_id, None)
             case Checkpointed():
@@ -105,6 +111,16 @@ class RunState:
             case _:
                 self._tree(event.prompt_id).apply(event)
 
+    @property
+    def usage(self) -> dict[int, CohortUse]:
+        """What each cohort has used of its budgets, by trees that left it and by trees that still grow."""
+        total = {number: replace(use) for number, use in self.used.items()}
+        for prompt_id, tree in self.trees.items():
+            use = total.setdefault(self.admissions[prompt_id].cohort, CohortUse())
+            use.num_leaves += len(tree.paths)
+            use.num_calls += tree.num_executed
+        return total
+
     def _leave(self, prompt_id: str) -> None:
         tree = self.trees.pop(prompt_id)
         use = self.used.setdefault(self.admissions[prompt_id].cohort, CohortUse())
@@ -116,8 +132,6 @@ class RunState:
         if missing := [name for name in event.prompt_ids if name not in self.groups]:
             raise JournalError(f"step {event.step} takes {missing[0]}, which is not a finished group")
         self.step = event.step
-        # Step n trains cohort n - 1 where batches go by cohort; elsewhere nobody asks.
-        self.refused = {name: admitted for name, admitted in self.refused.items() if admitted.cohort >= event.step}
         self.num_trained += len(event.prompt_ids)
         self.batches[event.step] = tuple(self.groups.pop(name) for name in event.prompt_ids)
 

@@ -1,7 +1,8 @@
 """What a person may say about the loop: how long, how much at once, how far ahead, how reproducible."""
 
-from engine.config import NonNegative, Positive, Section
+from engine.config import NonNegative, Positive, PositiveFloat, Section
 from engine.errors import ConfigError
+from engine.granting import Ranked
 from engine.rollout_config import RolloutConfig
 from engine.types import UpdateMode
 
@@ -20,15 +21,19 @@ class TrainConfig(Section, frozen=True):
     checkpoint_every: Positive = 10
     eval_every: Positive | None = None
     """Steps between evaluations; unset evaluates never."""
+    step_timeout_s: PositiveFloat = 7200.0
+    """Deadline of an optimiser step, of publishing, and of a generator's weight update."""
     deterministic: bool = False
     """Fixed cohorts, grants in logical time, batches by cohort, updates between cohorts: same seed, same run."""
 
 
 def check_deterministic(config: TrainConfig, rollout: RolloutConfig) -> None:
-    """Refuse what cannot be deterministic: shared call budgets go to whoever comes first."""
+    """Refuse what cannot be deterministic: shared budgets go to whoever comes first."""
     if not config.deterministic:
         return
-    shared = ("calls_per_prompt", "calls_per_cohort", "calls_per_run")
+    shared = ["calls_per_prompt", "calls_per_cohort", "calls_per_run"]
+    if not isinstance(rollout.granting, Ranked):
+        shared.append("leaves_per_cohort")
     for name in shared:
         if getattr(rollout.budget, name) is not None:
             raise ConfigError(f"train.deterministic allows no rollout.budget.{name}: its use depends on timing")

@@ -78,8 +78,8 @@ class Path:
     """By index into `calls`."""
     num_considered: int = 0
     """Observations behind which the entropy monitor has spoken, or need not speak."""
-    streak: int = 0
-    """Observations in a row, up to the last considered one, behind which a fork was wanted (AEPO's l)."""
+    wanted: list[bool] = field(default_factory=list[bool])
+    """Whether a fork was wanted behind each considered observation, inherited ones included."""
     status: RolloutStatus | None = None
     detail: str = ""
     reward: Reward | None = None
@@ -92,6 +92,11 @@ class Path:
     def segment_start(self) -> int:
         """Tokens of the path before the segment that is being sampled."""
         return self.marks[-1].length if self.marks else self.prompt_length
+
+    @property
+    def streak(self) -> int:
+        """Observations in a row, up to the last considered one, behind which a fork was wanted (AEPO's l)."""
+        return next((n for n, is_wanted in enumerate(reversed(self.wanted)) if not is_wanted), len(self.wanted))
 
     @property
     def num_observed_calls(self) -> int:
@@ -110,6 +115,8 @@ class TreeBuilder:
     def __init__(self, prompt: Prompt) -> None:
         self.prompt = prompt
         self.paths: list[Path] = []
+        self.open_forks: dict[tuple[int, int], ForkConsidered] = {}
+        """Wanted forks that nobody has granted yet, by path and length."""
         self.num_requested = 0
         self.num_executed = 0
         self.num_cached = 0
@@ -135,7 +142,9 @@ class TreeBuilder:
             case ForkConsidered():
                 path = self.paths[event.path]
                 path.num_considered = event.observation
-                path.streak = path.streak + 1 if event.is_wanted else 0
+                path.wanted.append(event.is_wanted)
+                if event.is_wanted:
+                    self.open_forks[event.path, event.length] = event
             case Forked():
                 self._fork(event)
             case PathEnded():
@@ -223,6 +232,7 @@ class TreeBuilder:
     def _fork(self, event: Forked) -> None:
         self._expect_number(event.child)
         parent = self.paths[event.path]
+        self.open_forks.pop((event.path, event.length), None)
         tip = self._nodes.split(parent.tip, event.length)
         marks = [mark for mark in parent.marks if mark.length <= event.length]
         num_calls = marks[-1].num_calls if marks else 0
@@ -238,7 +248,7 @@ class TreeBuilder:
                 calls=parent.calls[:num_calls],
                 results={i: result for i, result in parent.results.items() if i < num_calls},
                 num_considered=len(marks),
-                streak=parent.streak,
+                wanted=parent.wanted[: len(marks)],
             )
         )
 

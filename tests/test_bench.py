@@ -270,5 +270,5 @@ def test_forks_and_tool_turns_compute_nothing_twice(tmp_path: Path) -> None:
 
 
 def test_the_decode_bench_names_its_arms(tmp_path: Path) -> None:
-    (bench,) = decode_bench.benches(tmp_path, True)
+    (bench,) = decode_bench.benches(tmp_path, is_quick=True)
     assert list(bench.arms) == ["embedded", "transformers", "prefill"]

@@ -85,13 +85,12 @@ def test_a_reservation_is_settled_exactly_once_and_never_beyond_itself() -> None
     assert (account.spent, account.reserved, account.left) == (1, 0, 3)
 
 
-def test_what_a_journal_says_counts_here_and_above_and_a_restored_level_only_here() -> None:
+def test_what_an_account_begins_with_counts_on_its_own_level_only() -> None:
     run = Account("run", limit=10)
     prompt = Account("prompt", limit=5, parent=run, spent=2)
     assert (run.spent, prompt.spent) == (0, 2)
-    prompt.restore(3)
-    assert (run.spent, prompt.spent, prompt.left) == (3, 5, 0)
-    assert prompt.reserve() is None
+    assert prompt.left == 3
+    assert prompt.reserve(4) is None
 
 
 def test_nonsense_is_an_error_not_a_reservation() -> None:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.errors import GeneratorError
+from engine.errors import ConfigError, GeneratorError
 from engine.inference.embedded import EmbeddedConfig
 from engine.inference.embedded_engine import EmbeddedEngine
 from engine.inference.tiny import make_tiny_model
@@ -140,6 +140,11 @@ def test_deterministic_results_are_equal_bit_by_bit(model_path: str) -> None:
             alone = run(other, request)[request.request_id]
             assert np.array_equal(logprobs(alone), logprobs(together[request.request_id]))
             assert np.array_equal(entropies(alone), entropies(together[request.request_id]))
+
+
+def test_a_promise_of_determinism_that_cannot_be_kept_is_refused(model_path: str) -> None:
+    with pytest.raises(ConfigError, match="deterministic needs the native kernels"):
+        EmbeddedEngine(EmbeddedConfig(deterministic=True, kernels="torch"), model_path=model_path)
 
 
 def test_chunks_have_the_interval_and_only_the_last_one_a_reason(model_path: str) -> None:
@@ -280,9 +285,12 @@ def test_what_is_preempted_stays_cached_while_there_is_room(model_path: str) -> 
     engine = EmbeddedEngine(EmbeddedConfig(max_kv_tokens=100), model_path=model_path)
     for i in range(2):
         engine.submit(ask(f"r{i}", tokens(20, seed=i), num_new=60, seed=i))
-    while engine.statistics().num_running < 2 or engine._batching.radix.num_cached == 0:
+    engine.step()
+    assert engine.statistics().num_running == 2
+    while engine.statistics().num_running == 2:
         engine.step()
-        assert engine.statistics().num_waiting < 1 or engine._batching.radix.num_evictable > 0
+    assert engine.statistics().num_waiting == 1
+    assert engine._batching.radix.num_evictable > 0
     assert len(drain(engine)) == 2
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -182,7 +183,7 @@ def check_finished(place: Place, name: str, *, starts: int) -> None:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     assert all(row["staleness"] <= 1 for row in rows)
-    assert all(later["t"] > earlier["t"] for earlier, later in zip(rows, rows[1:], strict=False))
+    assert all(later["t"] > earlier["t"] for earlier, later in pairwise(rows))
     summary = place.summary(name)
     assert (summary["status"], summary["steps"]) == ("finished", STEPS)
     assert summary["success_after"] is not None

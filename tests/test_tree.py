@@ -1,6 +1,7 @@
 """The tree against a naive model that keeps whole token lists for each path: same tokens, shared nodes, one form."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import hypothesis.strategies as st
 import numpy as np
@@ -210,7 +211,7 @@ def test_the_frozen_form_does_not_depend_on_which_sibling_grew_first(data: st.Da
     for path in range(4):
         tokens = data.draw(st.lists(st.integers(30, 60), min_size=1, max_size=6))
         cuts = sorted(data.draw(st.sets(st.integers(0, len(tokens)), max_size=3)) | {0, len(tokens)})
-        script[path] = [sampled(path, tokens[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
+        script[path] = [sampled(path, tokens[a:b]) for a, b in pairwise(cuts)]
     in_order = [event for path in range(4) for event in script[path]]
     order = data.draw(st.permutations([path for path in range(4) for _ in script[path]]))
     queues = {path: iter(events) for path, events in script.items()}

@@ -23,7 +23,7 @@ from actors.bench.overlap import Overlap
 from actors.bench.workload import Law, Workload
 
 
-def benches(folder: Path, is_quick: bool) -> Sequence[Bench]:
+def benches(folder: Path, *, is_quick: bool) -> Sequence[Bench]:
     """The simulation, and the real processes. Quick: fewer repetitions and shorter runs of the same sizes."""
     overlap = Overlap(folder / "overlap", steps=12 if is_quick else 24)
     return (

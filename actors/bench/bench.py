@@ -37,7 +37,7 @@ class ArmReport(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def rows(self) -> dict[str, str]:
         """For a table: the median, and behind it the smallest and the largest."""
-        return {name: f"{self.median[name]:.4g}  ({self.min[name]:.4g} to {self.max[name]:.4g})" for name in self.median}
+        return {n: f"{self.median[n]:.4g}  ({self.min[n]:.4g} to {self.max[n]:.4g})" for n in self.median}
 
 
 def measure(bench: Bench, *, on_progress: Callable[[str], None]) -> dict[str, list[Record]]:

@@ -16,7 +16,7 @@ from actors.bench.decode import ArmName, make_bench_model, make_bench_prompts, r
 from actors.bench.prefill import count_prefill
 
 
-def benches(folder: Path, is_quick: bool) -> Sequence[Bench]:
+def benches(folder: Path, *, is_quick: bool) -> Sequence[Bench]:
     """One batch of 32 prompts by both, and the count."""
     model_path = make_bench_model(folder / "model")
     max_new_tokens = 64 if is_quick else 256

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
@@ -13,11 +14,14 @@ from actors.bench import async_bench, decode_bench
 from actors.bench.bench import ArmReport, Bench, arm_report, measure
 from engine.errors import ConfigError
 
-BENCHES: dict[str, Callable[[Path, bool], Sequence[Bench]]] = {
-    "decode": decode_bench.benches,
-    "async": async_bench.benches,
-}
-"""Name to a maker: (folder for what the arms need, quick?) -> parts, whose figures and arms make one report."""
+
+class Maker(Protocol):
+    """Makes the parts of a bench, whose figures and arms go into one report; `folder` is for what the arms need."""
+
+    def __call__(self, folder: Path, *, is_quick: bool) -> Sequence[Bench]: ...
+
+
+BENCHES: dict[str, Maker] = {"decode": decode_bench.benches, "async": async_bench.benches}
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,7 +49,7 @@ def run_bench(name: str, *, is_quick: bool, on_progress: Callable[[str], None]) 
     if name not in BENCHES:
         raise ConfigError(f"no bench {name!r}: {', '.join(BENCHES)}")
     with tempfile.TemporaryDirectory(prefix="arpo-bench-") as folder:
-        return report(name, BENCHES[name](Path(folder), is_quick), on_progress=on_progress)
+        return report(name, BENCHES[name](Path(folder), is_quick=is_quick), on_progress=on_progress)
 
 
 def report(name: str, benches: Sequence[Bench], *, on_progress: Callable[[str], None]) -> BenchReport:

@@ -22,6 +22,7 @@ from torch.nn import functional
 from engine.inference.shape import ModelShape, inverse_frequencies
 from engine.types import Int32
 
+MAX_NATIVE_HEADS = 64
 MAX_NATIVE_HEAD_DIM = 256
 
 
@@ -98,9 +99,9 @@ def rope_tables(shape: ModelShape, *, num_positions: int, device: torch.device) 
 def make_attention(
     shape: ModelShape, cache: KVCache, *, num_positions: int, native: ctypes.CDLL | None
 ) -> PagedAttention:
-    """The C kernel where the library is given and has the head dimension, torch otherwise."""
+    """The C kernel where the library is given and has room for the heads, torch otherwise."""
     cosines, sines = rope_tables(shape, num_positions=num_positions, device=cache.keys.device)
-    if native is not None and shape.head_dim <= MAX_NATIVE_HEAD_DIM:
+    if native is not None and shape.num_heads <= MAX_NATIVE_HEADS and shape.head_dim <= MAX_NATIVE_HEAD_DIM:
         from engine.inference.kernel import KernelAttention
 
         return KernelAttention(native, shape, cache, cosines=cosines, sines=sines)

@@ -81,6 +81,7 @@ class Batching:
             active.num_prefilled += size - cached - (size > active.num_prompt)
             active.has_started = True
             active.is_mixed = False
+            active.has_unsent_mixed = active.has_unsent_mixed and active.unsent[0].size > 0
 
     def plan(self) -> Segments | None:
         """The next step: the last token of each row, and prompt chunks up to the budget; None where nothing runs.

@@ -53,7 +53,8 @@ class EmbeddedConfig(Section, frozen=True):
     """Attention and small operations: `native` is C, for float32 on a CPU; `auto` takes it where it can be built, and
     says so where it cannot."""
     deterministic: bool = False
-    """Fix the shape of every matrix product, so that no token depends on what else is in the batch, bit by bit."""
+    """Fix the shape of every matrix product, so that no token depends on what else is in the batch or the cache, bit by
+    bit (tested on one machine; needs the native kernels). A step then costs as much as one of 32 rows, at least."""
     salt_by_version: bool = True
     """Never read a prefix that older weights computed. False exists to show what goes wrong then, and for nothing
     else."""

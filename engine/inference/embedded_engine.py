@@ -272,6 +272,11 @@ def _native(config: EmbeddedConfig, *, fits: bool) -> ctypes.CDLL | None:
     native = load_native() if fits and config.kernels != "torch" else None
     if native is None and config.kernels == "native":
         raise ConfigError("kernels 'native' need float32 on a CPU and a working C compiler")
+    if native is None and config.deterministic:
+        raise ConfigError(
+            "deterministic needs the native kernels (float32 on a CPU, a C compiler): torch's attention "
+            "sums in an order that depends on the batch"
+        )
     return native
 
 

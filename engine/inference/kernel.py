@@ -69,5 +69,5 @@ class KernelAttention:
         step.q_norm = None if norms.query is None else norms.query.data_ptr()
         step.k_norm = None if norms.key is None else norms.key.data_ptr()
         status = self._run(self._pointer)
-        assert status == 0, "the head dimension was checked when the kernel was chosen"
+        assert status == 0, "the number and size of heads were checked when the kernel was chosen"
         return out

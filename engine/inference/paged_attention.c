@@ -169,13 +169,10 @@ INLINE void add_values(float *restrict sum, float keep, const float *weights, co
         for (int d = 0; d < dim; d++) sum[d] += weights[j] * values[j][offset + d];
 }
 
-/* One query row against `n` keys. `keys` and `values` point at the slots, `offset` leads to the row's kv head;
- * both are filled up to a multiple of LANES with any readable ones. Always the same arithmetic for the same n. */
-INLINE void visit_block(const float *restrict query, const float *const *keys,
-        const float *const *values, int64_t offset, int n, softmax_t *restrict state, int dim) {
-    float scores[KEY_BLOCK];
+/* Scores of `n` keys to weights, into the running softmax; returns what its sum so far is to be multiplied by. Always
+ * the same arithmetic for the same n. */
+INLINE float to_weights(float *restrict scores, int n, softmax_t *restrict state) {
     int full = (n + LANES - 1) / LANES * LANES;
-    for (int j = 0; j < full; j += LANES) score_lanes(query, keys + j, offset, scores + j, dim);
     for (int j = n; j < full; j++) scores[j] = -1e30f;
     float top = state->top;
     for (int j = 0; j < full; j++) top = scores[j] > top ? scores[j] : top;
@@ -186,8 +183,21 @@ INLINE void visit_block(const float *restrict query, const float *const *keys,
     }
     state->top = top;
     state->total = state->total * keep + total;
-    float *restrict sum = state->sum;
-    add_values(sum, keep, scores, values, offset, n, dim);
+    return keep;
+}
+
+/* All query heads of one token against `n` keys. `keys` and `values` point at the slots, and are filled up to a
+ * multiple of LANES with any readable ones. Heads are the inner loop, so that a slot is read as a whole. */
+INLINE void visit_block(const step_t *s, const float *query, const float *const *keys, const float *const *values,
+                        int n, softmax_t *states, int dim) {
+    float scores[MAX_QUERY_ROWS][KEY_BLOCK];
+    int group = s->heads / s->kv_heads;
+    for (int j = 0; j < n; j += LANES)
+        for (int h = 0; h < s->heads; h++) score_lanes(query + h * dim, keys + j, h / group * dim, scores[h] + j, dim);
+    for (int h = 0; h < s->heads; h++) {
+        float keep = to_weights(scores[h], n, &states[h]);
+        add_values(states[h].sum, keep, scores[h], values, h / group * dim, n, dim);
+    }
 }
 
 /* All heads of `num_tokens` tokens of segment `i`, the first at `position`. */
@@ -195,7 +205,6 @@ INLINE void attend_tokens(const step_t *s, int64_t i, int64_t token, int64_t pos
     softmax_t states[MAX_QUERY_ROWS];
     int64_t row = (int64_t)s->kv_heads * dim, width = (int64_t)s->heads * dim + 2 * row;
     const int32_t *slots = s->slot_table + s->table_rows[i] * s->table_stride;
-    int group = s->heads / s->kv_heads;
     for (int r = 0; r < num_tokens * s->heads; r++) {
         states[r].top = -1e30f;
         states[r].total = 0.0f;
@@ -214,9 +223,7 @@ INLINE void attend_tokens(const step_t *s, int64_t i, int64_t token, int64_t pos
             int64_t visible = position + t + 1 - begin;
             if (visible <= 0) continue;
             int n = visible < block ? (int)visible : block;
-            for (int h = 0; h < s->heads; h++)
-                visit_block(s->qkv + (token + t) * width + h * dim, keys, values, h / group * dim, n,
-                            &states[t * s->heads + h], dim);
+            visit_block(s, s->qkv + (token + t) * width, keys, values, n, &states[t * s->heads], dim);
         }
     }
     for (int r = 0; r < num_tokens * s->heads; r++) {

@@ -97,13 +97,15 @@ class ScriptedGenerator:
             self._aborted.add(request_id)
 
     async def update_weights(self, ref: WeightRef, *, mode: UpdateMode) -> None:
-        if mode == "drain":
-            self._open.clear()
-            await self._idle.wait()
-        self._version = ref.version
-        if mode == "retract":
-            self._running = dict.fromkeys(self._running, ref.version)
-        self._open.set()
+        try:
+            if mode == "drain":
+                self._open.clear()
+                await self._idle.wait()
+            self._version = ref.version
+            if mode == "retract":
+                self._running = dict.fromkeys(self._running, ref.version)
+        finally:
+            self._open.set()
 
     async def statistics(self) -> GeneratorStatistics:
         return GeneratorStatistics(

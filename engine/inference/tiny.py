@@ -60,22 +60,24 @@ def make_tiny_model(
         has_qkv_bias=kind == "qwen2",
         has_qk_norm=kind == "qwen3",
     )
-    generator = np.random.Generator(np.random.PCG64(seed))
-    scale = init_std if embedding_std is None else embedding_std
-
-    def draw(name: str, size: tuple[int, ...]) -> Float32:
-        if name.endswith(("q_norm.weight", "k_norm.weight")):
-            return np.full(size, qk_norm, dtype=np.float32)
-        if name.endswith("norm.weight"):
-            return np.ones(size, dtype=np.float32)
-        if name.endswith(".bias"):
-            return np.zeros(size, dtype=np.float32)
-        std = scale if name == "model.embed_tokens.weight" else init_std
-        return generator.standard_normal(size, dtype=np.float32) * np.float32(std)
-
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     write_config(folder, shape, eos_token_ids=eos_token_ids)
-    tensors = {name: draw(name, size) for name, size in parameter_shapes(shape).items()}
+    scale = init_std if embedding_std is None else embedding_std
+    tensors = _draw(shape, seed=seed, init_std=init_std, embedding_std=scale, qk_norm=qk_norm)
     save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
     return shape
+
+
+def _draw(shape: ModelShape, *, seed: int, init_std: float, embedding_std: float, qk_norm: float) -> dict[str, Float32]:
+    generator = np.random.Generator(np.random.PCG64(seed))
+    tensors: dict[str, Float32] = {}
+    for name, size in parameter_shapes(shape).items():
+        if name.endswith(("q_norm.weight", "k_norm.weight")):
+            tensors[name] = np.full(size, qk_norm, dtype=np.float32)
+        elif name.endswith(("norm.weight", ".bias")):
+            tensors[name] = np.full(size, float(name.endswith("norm.weight")), dtype=np.float32)
+        else:
+            std = embedding_std if name == "model.embed_tokens.weight" else init_std
+            tensors[name] = generator.standard_normal(size, dtype=np.float32) * np.float32(std)
+    return tensors

@@ -1,0 +1,49 @@
+"""Cohorts: every cohort of a run by its number, under the budgets of the run."""
+
+from collections.abc import Mapping
+
+from engine.budget import Account
+from engine.cohort import Cohort
+from engine.rollout_config import RolloutConfig
+from engine.run_state import CohortUse
+
+
+class Cohorts:
+    """Makes a cohort when its number is first asked for, and forgets it when its trees are gone."""
+
+    def __init__(
+        self,
+        config: RolloutConfig,
+        *,
+        size: int,
+        is_logical: bool = False,
+        used: Mapping[int, CohortUse] | None = None,
+    ) -> None:
+        """`size` trees make a cohort; `used` says what finished trees of earlier processes took from the budgets."""
+        self._config = config
+        self._size = size
+        self._is_logical = is_logical
+        self._used = used or {}
+        self._leaves = Account("run", spent=sum(use.num_leaves for use in self._used.values()))
+        spent = sum(use.num_calls for use in self._used.values())
+        self._calls = Account("run", limit=config.budget.calls_per_run, spent=spent)
+        self._open: dict[int, Cohort] = {}
+
+    def __getitem__(self, number: int) -> Cohort:
+        if number not in self._open:
+            self._open = {n: cohort for n, cohort in self._open.items() if not cohort.is_over}
+            name, use, budget = f"cohort {number}", self._used.get(number, CohortUse()), self._config.budget
+            self._open[number] = Cohort(
+                number,
+                size=self._size - use.num_trees,
+                granting=self._config.granting,
+                leaves=Account(name, limit=budget.leaves_per_cohort, parent=self._leaves, spent=use.num_leaves),
+                tool_calls=Account(name, limit=budget.calls_per_cohort, parent=self._calls, spent=use.num_calls),
+                is_logical=self._is_logical,
+            )
+        return self._open[number]
+
+    def seal(self) -> None:
+        """No further tree will join any of them: the data ended."""
+        for cohort in self._open.values():
+            cohort.seal()
