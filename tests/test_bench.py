@@ -253,7 +253,7 @@ def test_wall_time_runs_from_the_first_batch_to_the_last_weights() -> None:
     for step, t in ((1, 10.0), (2, 14.0)):
         events.append(BatchTaken(t=t, step=step, prompt_ids=()))
         events.append(StepFinished(t=t + 2.0, report=report(step)))
-        events.append(WeightsPublished(t=t + 2.5, version=step, prompt_ids=()))
+        events.append(WeightsPublished(t=t + 2.5, version=step, step=step, prompt_ids=()))
     assert timings(events) == {"wall_s": 6.5, "step_s": 4.0, "publish_s": 1.0, "wait_s": 1.5}
 
 

@@ -37,13 +37,7 @@ def make_tiny_model(
     Linear weights are normal with `init_std`, embeddings with `embedding_std` (default `init_std`), biases zero,
     norms one, query and key norms `qk_norm`. A larger `init_std` gives a peaked, input-dependent distribution:
     0.02 is nearly uniform over the vocabulary, 0.2 is far from it. Returns the shape.
-
-    >>> shape = make_tiny_model("/tmp/tiny", kind="llama", vocab_size=64, num_layers=1)
-    >>> shape.query_size, shape.kv_size
-    (128, 64)
     """
-    from safetensors.numpy import save_file  # pyright: ignore[reportUnknownVariableType]
-
     shape = ModelShape(
         kind=kind,
         vocab_size=vocab_size,
@@ -60,13 +54,18 @@ def make_tiny_model(
         has_qkv_bias=kind == "qwen2",
         has_qk_norm=kind == "qwen3",
     )
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_config(folder, shape, eos_token_ids=eos_token_ids)
     scale = init_std if embedding_std is None else embedding_std
     tensors = _draw(shape, seed=seed, init_std=init_std, embedding_std=scale, qk_norm=qk_norm)
-    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    _write(Path(path), shape, tensors, eos_token_ids=eos_token_ids)
     return shape
+
+
+def _write(folder: Path, shape: ModelShape, tensors: dict[str, Float32], *, eos_token_ids: tuple[int, ...]) -> None:
+    from safetensors.numpy import save_file  # pyright: ignore[reportUnknownVariableType]
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_config(folder, shape, eos_token_ids=eos_token_ids)
+    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
 
 
 def _draw(shape: ModelShape, *, seed: int, init_std: float, embedding_std: float, qk_norm: float) -> dict[str, Float32]:
