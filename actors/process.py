@@ -49,6 +49,7 @@ async def actor_process(
     finally:
         writer.close()
         await _end(process)
+        caller.lose("it was ended")
         watching.cancel()
         receiving.cancel()
         await asyncio.gather(watching, receiving, return_exceptions=True)

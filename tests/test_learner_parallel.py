@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from engine.config import decode
-from engine.errors import LearnerError
+from engine.errors import DataError
 from learner.config import LearnerConfig
 from learner.megatron import MegatronLearner
 from learner.sft import batch_of, sample_of
@@ -86,7 +86,7 @@ def work(job: Path, rank: int) -> None:
         try:
             learner.load(job / "ckpt")
             seen["refused"] = np.array(False)
-        except LearnerError:
+        except DataError:
             seen["refused"] = np.array(True)
     for name in ("loss", "grad_norm", "entropy", "kl_rollout", "ratio_max", "clip_fraction", "num_trained_tokens"):
         seen[name] = np.array([getattr(r, name) for r in reports])

@@ -204,16 +204,17 @@ TestTreeAgainstNaive.settings = settings(max_examples=60, stateful_step_count=25
 def test_the_frozen_form_does_not_depend_on_which_sibling_grew_first(data: st.DataObject) -> None:
     """The same paths, with the chunks of different paths delivered in any order."""
     script: dict[int, list[AnyTreeEvent]] = {}
-    # Path 0 grows and is forked inside its own tokens; path 2 is forked off its branch.
+    # Branches begin inside the leader's tokens, two of them at one place, one off another branch; one at the prompt.
     common = [PathStarted(prompt_id="p", path=0), sampled(0, [10, 11, 12, 13]), observed(0, [20, 21])]
-    forks = [Forked(prompt_id="p", path=0, child=1, length=5), Forked(prompt_id="p", path=1, child=2, length=4)]
-    forks += [PathStarted(prompt_id="p", path=3)]
-    for path in range(4):
+    places = [(0, 1, 5), (0, 2, 5), (1, 3, 4)]
+    forks = [Forked(prompt_id="p", path=path, child=child, length=length) for path, child, length in places]
+    forks += [PathStarted(prompt_id="p", path=4), PathStarted(prompt_id="p", path=5)]
+    for path in range(6):
         tokens = data.draw(st.lists(st.integers(30, 60), min_size=1, max_size=6))
         cuts = sorted(data.draw(st.sets(st.integers(0, len(tokens)), max_size=3)) | {0, len(tokens)})
         script[path] = [sampled(path, tokens[a:b]) for a, b in pairwise(cuts)]
-    in_order = [event for path in range(4) for event in script[path]]
-    order = data.draw(st.permutations([path for path in range(4) for _ in script[path]]))
+    in_order = [event for path in range(6) for event in script[path]]
+    order = data.draw(st.permutations([path for path in range(6) for _ in script[path]]))
     queues = {path: iter(events) for path, events in script.items()}
     shuffled = [next(queues[path]) for path in order]
 
