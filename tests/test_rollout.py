@@ -367,6 +367,7 @@ def test_a_tree_goes_on_from_any_prefix_of_its_events(tokenizer: HfTokenizer) ->
         group = again.run()
         assert len(group.trajectories) == 4
         assert all(t.status is RolloutStatus.COMPLETED for t in group.trajectories)
+        assert all(t.reward.score == 1.0 for t in group.trajectories), "none ended without its reward"
         searches = [c for c in again.tools.calls if c.name == "search"]
         assert len(searches) == again.tree.num_executed - before
         assert known.isdisjoint((e.path, e.index) for e in again.events if isinstance(e, ToolFinished))

@@ -107,8 +107,9 @@ def test_a_path_that_fails_late_does_not_move_its_tree_again() -> None:
     is_broken = True
 
     def script(asked: GenerateRequest) -> Script:
-        fails_after = {"early": 1, "late": 2}.get(asked.request_id.split("/")[1]) if is_broken else None
-        return Script(token_ids=[1, 2, 3], token_s=1.0, fails_after=fails_after)
+        name = asked.request_id.split("/")[1]
+        fails = is_broken and name in ("early", "late")
+        return Script(token_ids=[1, 2], token_s=100.0 if name == "late" else 1.0, fails_after=1 if fails else None)
 
     servers = [ScriptedGenerator(script) for _ in range(3)]
     router = Router(servers)
@@ -123,6 +124,7 @@ def test_a_path_that_fails_late_does_not_move_its_tree_again() -> None:
     async def main() -> None:
         nonlocal is_broken
         late = asyncio.create_task(ask("a", "late"))
+        await asyncio.sleep(1.0)
         with pytest.raises(GeneratorError):
             await ask("a", "early")
         home = await ask("a")
