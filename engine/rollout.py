@@ -94,6 +94,7 @@ class TreeRollout:
                     if not self._is_done:
                         await self._ended.wait()
         except BaseException:
+            # Also when cancelled: nobody may be granted, and no task be started, because this tree went away.
             self._cohort.abandon(self)
             raise
         self._cohort.leave(self)

@@ -13,8 +13,10 @@ from engine.clock import run_virtual
 from engine.cohort import Cohort
 from engine.errors import GeneratorError
 from engine.events import AnyTreeEvent, ForkConsidered, Forked, TokensSampled, ToolFinished
+from engine.faults import FaultyGenerator
 from engine.granting import Paper, Ranked
 from engine.inference.scripted import Script, ScriptedGenerator, random_script
+from engine.interfaces import Generator
 from engine.renderer import RendererConfig, make_renderer
 from engine.rollout import TreeRollout
 from engine.rollout_config import BudgetConfig, RolloutConfig, SamplingConfig
@@ -58,7 +60,7 @@ class Bench:
         prompt_id: str = "e0-r0",
         cohort: Cohort | None = None,
         answers: dict[str, object] | None = None,
-        generator: ScriptedGenerator | None = None,
+        generator: Generator | None = None,
     ) -> None:
         self.tools = ScriptedTools(answers or {"search": "two", "reward": REWARD}, latency_s=latency_s)
         self.renderer = make_renderer(RendererConfig(), tokenizer=tokenizer, specs=self.tools.specs)
@@ -267,6 +269,14 @@ def test_a_generator_that_keeps_failing_is_data_and_siblings_go_on(tokenizer: Hf
     group = Bench(tokenizer, flaky, config=config(Chain(), size=3)).run()
     assert [t.status for t in group.trajectories] == ["completed", "failed", "completed"]
     assert "scripted failure" in group.trajectories[1].reward.reason
+
+
+def test_a_generator_that_says_nothing_fails_the_path_and_its_siblings_go_on(tokenizer: HfTokenizer) -> None:
+    inner = ScriptedGenerator(searching(tokenizer))
+    stalling = FaultyGenerator(inner, lambda r: "stall" if r.request_id.split("/")[1] == "1" else "")
+    group = Bench(tokenizer, searching(tokenizer), config=config(Chain(), size=3), generator=stalling).run()
+    assert [t.status for t in group.trajectories] == ["completed", "failed", "completed"]
+    assert group.trajectories[1].reward.reason == "no chunk within 600 s"
 
 
 def test_a_reward_that_fails_makes_a_failed_trajectory(tokenizer: HfTokenizer) -> None:
