@@ -37,6 +37,8 @@ from tools.schema import Tool
 logger = logging.getLogger(__name__)
 
 SHARED_MEMORY = Path("/dev/shm")
+KEPT_WEIGHTS = 4
+"""Versions that must fit: two published ones, one being written, and as much again where float32 becomes of bf16."""
 
 
 class LocalRuntime:
@@ -193,14 +195,23 @@ class LocalRuntime:
         return [task.result() for task in entering]
 
     def _weights_dir(self, name: str, stack: AsyncExitStack) -> Path:
-        """A folder in shared memory where there is one; one for each run, so that a killed run leaves nothing twice."""
+        """A folder in shared memory where there is room; one a run, so that a killed run leaves nothing twice."""
         digest = hashlib.blake2b(f"{self.run_dir.resolve()}/{name}".encode(), digest_size=6).hexdigest()
-        base = SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
+        base = _base_for_weights(sum(file.stat().st_size for file in Path(self.model_path).glob("*.safetensors")))
         folder = base / f"arpo-{digest}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700)
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         return folder
+
+
+def _base_for_weights(num_bytes: int) -> Path:
+    """Shared memory, where it holds the published versions; containers often have 64 MiB of it."""
+    if SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > KEPT_WEIGHTS * num_bytes:
+        return SHARED_MEMORY
+    base = Path(tempfile.gettempdir())
+    logger.warning("%s has no room for %d bytes of weights; they go through %s", SHARED_MEMORY, num_bytes, base)
+    return base
 
 
 def _free_port() -> int:

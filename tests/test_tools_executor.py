@@ -1,6 +1,7 @@
 """The executor: deadlines, permits, cancellation and failures as results, under virtual time."""
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -262,3 +263,20 @@ def test_scripted_tools_answer_in_turn_with_latency_and_keep_count() -> None:
         assert (tools.max_running, tools.num_running, len(tools.calls)) == (2, 0, 5)
 
     run_virtual(main())
+
+
+def test_a_plain_function_that_never_returns_does_not_keep_the_program_from_ending() -> None:
+    released = threading.Event()
+
+    @tool(timeout_s=0.05)
+    def stuck() -> str:
+        """Waits for ever."""
+        released.wait()
+        return "late"
+
+    async def main() -> ToolResult:
+        async with Executor([stuck]) as executor:
+            return await executor.call(ToolCall(name="stuck", arguments={}))
+
+    assert asyncio.run(main()).status == "timeout"
+    released.set()

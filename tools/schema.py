@@ -9,7 +9,10 @@
 """
 
 import asyncio
+import contextlib
+import contextvars
 import inspect
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, get_type_hints, overload
@@ -98,10 +101,37 @@ def _make_tool(function: Callable[..., Any], *, name: str, inline: bool, limits:
         elif inline:
             value = function(**given)
         else:
-            value = await asyncio.to_thread(function, **given)
+            value = await _in_thread(function, given)
         return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
     return Tool(spec=spec, call=call, **limits)
+
+
+async def _in_thread(function: Callable[..., Any], given: dict[str, Any]) -> Any:
+    """Call it in a daemon thread of its own: one that never returns keeps no other tool, and not the exit, waiting."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Any] = loop.create_future()
+
+    def settle(value: Any, error: BaseException | None) -> None:
+        if done.done():
+            return  # its caller stopped waiting
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(value)
+
+    def work() -> None:
+        value, error = None, None
+        try:
+            value = context.run(function, **given)
+        except Exception as failure:  # whatever a user's function raises is raised where it is awaited
+            error = failure
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(settle, value, error)
+
+    context = contextvars.copy_context()
+    threading.Thread(target=work, name=f"tool {function.__name__}", daemon=True).start()
+    return await done
 
 
 def _arguments_type(function: Callable[..., Any], *, name: str) -> type[msgspec.Struct]:
