@@ -30,6 +30,8 @@ WORLD = "world:"
 DRILL = "prompts:drill"
 """Stands for traces made from the run's own prompts, which teach nothing but the format."""
 NUM_DRILLS = 512
+MAKERS = 1
+"""Raised when the same description comes to something else: what older makers left in `made/` is then not used."""
 BPE_TEXTS = 2000
 """Prompts a made tokenizer is trained on; more change little."""
 
@@ -189,7 +191,7 @@ def _parts() -> tuple[str, ...]:
 
 def fingerprint(value: object) -> str:
     """A short name for what a described thing is made of."""
-    return hashlib.blake2b(msgspec.json.encode(value, order="deterministic"), digest_size=6).hexdigest()
+    return hashlib.blake2b(msgspec.json.encode((MAKERS, value), order="deterministic"), digest_size=6).hexdigest()
 
 
 def make_once(folder: Path, make: Callable[[Path], None]) -> None:
