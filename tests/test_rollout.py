@@ -14,7 +14,7 @@ from engine.cohort import Cohort
 from engine.errors import GeneratorError
 from engine.events import AnyTreeEvent, ForkConsidered, Forked, TokensSampled, ToolFinished
 from engine.faults import FaultyGenerator
-from engine.granting import Paper, Ranked
+from engine.granting import Paper, Proposal, Ranked
 from engine.inference.scripted import Script, ScriptedGenerator, random_script
 from engine.interfaces import Generator
 from engine.renderer import RendererConfig, make_renderer
@@ -282,6 +282,44 @@ def test_a_generator_that_says_nothing_fails_the_path_and_its_siblings_go_on(tok
 def test_a_reward_that_fails_makes_a_failed_trajectory(tokenizer: HfTokenizer) -> None:
     bench = Bench(tokenizer, searching(tokenizer), config=config(Chain(), size=2), answers={"search": "two"})
     assert [t.status for t in bench.run().trajectories] == ["failed", "failed"]
+
+
+@pytest.mark.parametrize("said", ["0.5", '{"score":null}', "no JSON"])
+def test_a_reward_that_is_no_reward_makes_a_failed_trajectory(tokenizer: HfTokenizer, said: str) -> None:
+    answers: dict[str, object] = {"search": "two", "reward": said}
+    group = Bench(tokenizer, searching(tokenizer), config=config(Chain(), size=1), answers=answers).run()
+    assert group.trajectories[0].status is RolloutStatus.FAILED
+    assert group.trajectories[0].reward.reason.startswith("reward: ")
+
+
+class Listener:
+    """A cohort's member that only remembers what it was granted."""
+
+    room = 4
+    is_idle = False
+
+    def __init__(self, prompt_id: str, *, rounds: list[int]) -> None:
+        self.prompt_id = prompt_id
+        self.rounds = rounds
+        self.granted: list[Proposal] = []
+
+    def grant(self, proposal: Proposal) -> None:
+        self.granted.append(proposal)
+
+    def fill(self) -> None:
+        raise AssertionError("not idle")
+
+
+def test_a_tree_that_is_cancelled_decides_nothing_for_the_others_and_one_that_ends_does() -> None:
+    for how, expected in ((Cohort.abandon, 0), (Cohort.leave, 1)):
+        cohort = new_cohort(RolloutConfig(granting=Ranked(window=1, fraction=1.0)), size=2, is_logical=True)
+        ahead, behind = Listener("a", rounds=[1]), Listener("b", rounds=[0])
+        cohort.join(ahead)
+        cohort.join(behind)
+        cohort.propose(Proposal(prompt_id="a", path=0, length=9, observation=1, score=0.5))
+        assert not ahead.granted, "the other tree may still propose in this round"
+        how(cohort, behind)
+        assert len(ahead.granted) == expected
 
 
 def test_a_path_out_of_tokens_is_truncated(tokenizer: HfTokenizer) -> None:
