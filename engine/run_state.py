@@ -61,8 +61,6 @@ class RunState:
     """Batches since the last checkpoint, by step: what a resumed learner is given again."""
     reports: dict[int, StepReport] = field(default_factory=dict[int, StepReport])
     checkpoint: Checkpointed | None = None
-    best: Evaluated | None = None
-    """The evaluation with the highest success."""
     evaluated_step: int = -1
     """The last one behind which the policy was measured; 0 is before the first."""
     is_finished: bool = False
@@ -104,8 +102,6 @@ class RunState:
                 self.batches = {step: batch for step, batch in self.batches.items() if step > event.step}
             case Evaluated():
                 self.evaluated_step = event.step
-                if self.best is None or event.metrics.get("success", 0.0) > self.best.metrics.get("success", 0.0):
-                    self.best = event
             case RunFinished():
                 self.is_finished = True
             case _:

@@ -196,13 +196,8 @@ def test_the_fold_counts_what_a_cohort_has_used() -> None:
     assert (use.num_trees, use.num_leaves, use.num_calls) == (1, 2, 1)
 
 
-def test_the_best_evaluation_is_remembered_and_a_later_equal_one_is_not_better() -> None:
-    scores = [0.1, 0.6, 0.6, 0.3]
-    events = [Evaluated(step=i, version=i, metrics={"success": score}) for i, score in enumerate(scores)]
-    state = fold(*events)
-    assert state.best is not None
-    assert state.best.step == 1
-    assert state.evaluated_step == 3
+def test_the_last_evaluated_step_is_remembered() -> None:
+    assert fold(*(Evaluated(step=i, version=i, metrics={}) for i in range(4))).evaluated_step == 3
 
 
 def test_events_that_cannot_follow_are_refused_by_name() -> None:
