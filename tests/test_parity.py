@@ -91,7 +91,8 @@ async def grow(runtime: LocalRuntime, router: Router, *, row: int) -> Trajectory
         ground_truth="one",
     )
     run = Account("run")
-    cohort = Cohort(row, size=1, granting=Paper(), leaves=run, tool_calls=run, is_logical=False)
+    # In logical order, so that what the trees hold does not depend on how busy the machine is.
+    cohort = Cohort(row, size=1, granting=Paper(), leaves=run, tool_calls=run, is_logical=True)
     rollout = runtime.rollouts(router, config=ROLLOUT, seed=3, emit=lambda event: None)
     return await rollout(TreeBuilder(prompt), cohort)
 
