@@ -5,7 +5,7 @@ Shipped, as `inference.scripted` and `tools.faults` are, so that users test thei
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 
 from engine.errors import GeneratorError, LearnerError
 from engine.interfaces import Generator
@@ -99,18 +99,3 @@ class FaultyGenerator:
 
     async def statistics(self) -> GeneratorStatistics:
         return await self._inner.statistics()
-
-
-def total(statistics: Sequence[GeneratorStatistics]) -> GeneratorStatistics:
-    """The counters of several generators as one; the version is the oldest."""
-    return GeneratorStatistics(
-        version=min(s.version for s in statistics),
-        num_requests=sum(s.num_requests for s in statistics),
-        num_running=sum(s.num_running for s in statistics),
-        num_waiting=sum(s.num_waiting for s in statistics),
-        num_sampled_tokens=sum(s.num_sampled_tokens for s in statistics),
-        num_prefilled_tokens=sum(s.num_prefilled_tokens for s in statistics),
-        num_cached_tokens=sum(s.num_cached_tokens for s in statistics),
-        num_evicted_tokens=sum(s.num_evicted_tokens for s in statistics),
-        busy_s=sum(s.busy_s for s in statistics),
-    )
