@@ -1,6 +1,8 @@
 """The executor: deadlines, permits, cancellation and failures as results, under virtual time."""
 
 import asyncio
+import contextlib
+import dataclasses
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -202,6 +204,31 @@ def test_leaving_waits_for_what_runs_and_refuses_what_queues() -> None:
         return [(await call).status for call in calls], late.status, at
 
     assert run_virtual(main()) == (["ok", "refused", "refused"], "refused", 1.0)
+
+
+def test_leaving_closes_the_tools_when_their_calls_have_ended() -> None:
+    async def main() -> tuple[list[str], float]:
+        closed: list[str] = []
+
+        def owning(name: str) -> Tool:
+            async def aclose() -> None:
+                closed.append(f"{name} at {asyncio.get_running_loop().time()}")
+
+            return dataclasses.replace(slow_tool(latency_s=1.0), aclose=aclose)
+
+        async with Executor([owning("slow"), hanging_tool()]) as executor:
+            call = asyncio.create_task(executor.call(ask()))
+            await asyncio.sleep(0.5)
+        await call
+        async with asyncio.TaskGroup() as tasks, asyncio.timeout(3.0):
+            with contextlib.suppress(asyncio.CancelledError):
+                async with Executor([owning("cancelled"), hanging_tool()]) as executor:
+                    hanging = tasks.create_task(executor.call(ToolCall(name="hanging", arguments={})))
+                    await asyncio.sleep(0.5)
+            hanging.cancel()
+        return closed, asyncio.get_running_loop().time()
+
+    assert run_virtual(main()) == (["slow at 1.0", "cancelled at 4.0"], 4.0)
 
 
 def test_what_is_refused_at_the_end_does_not_wait_for_its_turn_in_the_rate() -> None:

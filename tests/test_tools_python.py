@@ -1,7 +1,8 @@
-"""The python tool, in real subprocesses: echo, errors, limits, and that nothing outlives a call."""
+"""The python tool, in real processes: echo, errors, limits, and that nothing outlives a call."""
 
 import asyncio
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from engine.errors import ToolError
 from engine.types import ToolCall, ToolResult
 from tools.executor import Executor
-from tools.python import PythonConfig, python_tool, run_python
+from tools.python import PythonConfig, python_server, python_tool, run_python
 
 
 def run(code: str, **limits: object) -> ToolResult:
@@ -85,9 +86,12 @@ def test_a_call_past_its_deadline_is_a_timeout() -> None:
 def test_the_program_sees_nothing_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "s")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    assert run("import os\nprint(sorted(os.environ))").text.count("SECRET") == 0
+    names = ["HOME", "LANG", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PATH", "TMPDIR"]
+    assert run("import os\nsorted(os.environ)").text == str(names)
+    assert run("import os\nos.environ['HOME'] == os.environ['TMPDIR'] == os.getcwd()").text == "True"
     assert str(Path(__file__).parent) not in run("import sys\nsys.path").text
     assert run("import sys\nsys.argv[1:]").text == "[]"
+    assert run("import os\nos.getsid(0) == os.getpid() != os.getsid(os.getppid())").text == "True"
 
 
 def test_each_call_has_an_empty_folder_that_does_not_stay() -> None:
@@ -106,14 +110,17 @@ def test_cancellation_kills_the_program_and_its_children(tmp_path: Path) -> None
     code = CHILD.format(child=HOLD.format(fifo=fifo)) + "import time\ntime.sleep(600)"
 
     async def main() -> str:
-        call = asyncio.create_task(run_python(code, config=PythonConfig()))
+        server = python_server(PythonConfig())
+        call = asyncio.create_task(run_python(code, server=server, config=PythonConfig()))
         with await asyncio.to_thread(open, fifo) as pipe:
             assert await asyncio.to_thread(pipe.readline) == "x\n"
             call.cancel()
             await asyncio.wait([call])
             assert call.cancelled()
             # The end of the file comes when the last process that holds the pipe is gone.
-            return await asyncio.to_thread(pipe.read)
+            text = await asyncio.to_thread(pipe.read)
+        await server.aclose()
+        return text
 
     assert asyncio.run(main()) == ""
 
@@ -134,18 +141,137 @@ def test_a_child_left_behind_neither_delays_nor_outlives_the_result(tmp_path: Pa
 
 
 def test_calls_leave_no_descriptor_open_and_nothing_behind(caplog: pytest.LogCaptureFixture) -> None:
-    async def main() -> tuple[int, int]:
-        await run_python("1", config=PythonConfig())
-        before = len(os.listdir("/proc/self/fd"))
-        await asyncio.gather(*(run_python("1", config=PythonConfig()) for _ in range(4)))
-        return before, len(os.listdir("/proc/self/fd"))
+    async def main() -> None:
+        async with Executor([python_tool(PythonConfig())]) as executor:
+            # The first one starts the server; each tells the descriptors of the server, and waits for nothing of ours.
+            code = "import os\nlen(os.listdir(f'/proc/{os.getppid()}/fd'))"
+            first = await executor.call(ToolCall(name="python", arguments={"code": code}))
+            before = len(os.listdir("/proc/self/fd"))
+            for _ in range(13):
+                calls = [ToolCall(name="python", arguments={"code": "1 / 0" if i % 2 else "1"}) for i in range(8)]
+                await asyncio.gather(*(executor.call(call) for call in calls))
+            last = await executor.call(ToolCall(name="python", arguments={"code": code}))
+            assert (len(os.listdir("/proc/self/fd")), last.text) == (before, first.text)
 
-    before, after = asyncio.run(main())
-    assert after == before
+    asyncio.run(main())
     # A pipe that does not end with its process group would be reported.
-    assert [record for record in caplog.records if record.name == "tools.python"] == []
+    assert [record for record in caplog.records if record.name.startswith("tools.")] == []
 
 
 def test_a_missing_interpreter_is_an_error_of_one_line() -> None:
+    config = PythonConfig(interpreter="/nowhere/python")
     with pytest.raises(ToolError, match="cannot start /nowhere/python: "):
-        asyncio.run(run_python("1", config=PythonConfig(interpreter="/nowhere/python")))
+        asyncio.run(run_python("1", server=python_server(config), config=config))
+
+
+def test_an_interpreter_that_ends_at_once_is_an_error_of_one_line() -> None:
+    assert run("1", interpreter="/bin/false").text == "python: the server of its processes ended (exit code 1)"
+
+
+def test_many_calls_at_once_have_their_own_output_each() -> None:
+    async def main() -> list[str]:
+        async with Executor([python_tool(PythonConfig(max_concurrency=32))]) as executor:
+            codes = [f"import sys\nprint({i})\nprint('e{i}', file=sys.stderr)\n{i} * 2" for i in range(32)]
+            calls = [ToolCall(name="python", arguments={"code": code}) for code in codes]
+            return [result.text for result in await asyncio.gather(*(executor.call(call) for call in calls))]
+
+    assert asyncio.run(main()) == [f"{i}\n{i * 2}" for i in range(32)]
+
+
+def test_leaving_the_executor_ends_the_server_of_the_tool() -> None:
+    async def main() -> None:
+        async with Executor([python_tool(PythonConfig())]) as executor:
+            call = ToolCall(name="python", arguments={"code": "import os\nos.getppid()"})
+            server = os.pidfd_open(int((await executor.call(call)).text))
+        try:
+            # Its parent is this process: it has been reaped.
+            signal.pidfd_send_signal(server, 0)
+        finally:
+            os.close(server)
+
+    with pytest.raises(ProcessLookupError):
+        asyncio.run(main())
+
+
+def in_turn(*codes: str, **limits: object) -> list[ToolResult]:
+    async def main() -> list[ToolResult]:
+        async with Executor([python_tool(PythonConfig(**limits))]) as executor:
+            return [await executor.call(ToolCall(name="python", arguments={"code": code})) for code in codes]
+
+    return asyncio.run(main())
+
+
+def test_a_call_sees_nothing_of_an_earlier_one() -> None:
+    leave = """
+import builtins, gc, math, os, random, signal, sys, threading
+left = builtins.left = math.left = sys.left = 'left'
+os.environ['LEFT'] = 'left'
+os.umask(0)
+os.nice(1)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+sys.path.insert(0, 'left')
+random.seed(0)
+"""
+    look = """
+import builtins, math, os, random, signal, sys
+print([hasattr(m, 'left') for m in (builtins, math, sys)], 'LEFT' in os.environ, 'left' in sys.path)
+print('threading' in sys.modules, os.umask(0o22), os.nice(0), signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
+print(sorted(globals()))
+"""
+    before, _, after = in_turn(look, leave, look)
+    assert before.text.startswith("[False, False, False] False False\nFalse ")
+    assert after.text == before.text
+
+
+def test_two_calls_draw_different_random_numbers() -> None:
+    one, other = in_turn(*["import random, uuid\nrandom.random(), uuid.uuid4()"] * 2)
+    assert (one.status, other.status) == ("ok", "ok")
+    assert one.text != other.text
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("import threading\nt = threading.Timer(0.05, print, ['late'])\nt.start()\nprint('soon')", "soon\nlate"),
+        ("import atexit\n_ = atexit.register(print, 'bye')\n1", "1\nbye"),
+        ("class A:\n    def __del__(self):\n        print('gone', n)\nn = 7\na = A()\na.a = a\nNone", "gone 7"),
+        ("import sys, io\nprint('kept')\nsys.stdout = io.StringIO()", "kept"),
+        ("import sys\nsys.stdout.close()", "(no output)"),
+        ("import os\nprint('both', flush=True)\nif not os.fork(): print('child')\nelse: _ = os.wait()", "both\nchild"),
+    ],
+)
+def test_a_program_ends_as_an_interpreter_does(code: str, text: str) -> None:
+    result = run(code)
+    assert (result.status, result.text) == ("ok", text)
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("import sys\nsys.exit('no luck')", "no luck"),
+        ("import sys\nsys.exit((1 << 40) + 5)", "exit code 5"),
+        ("import os\nos.kill(os.getpid(), 40)", "killed by signal 40"),
+        ("import sys\nsys.excepthook = lambda kind, value, where: print('mine', file=sys.stderr)\n1 / 0", "mine"),
+        ("raise BaseException('base')", "BaseException: base"),
+    ],
+)
+def test_every_bad_end_has_a_line(code: str, text: str) -> None:
+    result = run(code)
+    assert (result.status, result.text) == ("error", text)
+
+
+def test_a_deadline_kills_grandchildren_too(tmp_path: Path) -> None:
+    fifo = str(tmp_path / "fifo")
+    os.mkfifo(fifo)
+    # A grandchild of the program holds the pipe; the program and its child only wait.
+    child = CHILD.format(child=HOLD.format(fifo=fifo)) + "import time\ntime.sleep(600)"
+    code = CHILD.format(child=child) + "import time\ntime.sleep(600)"
+
+    async def main() -> tuple[str, str, str]:
+        async with Executor([python_tool(PythonConfig(timeout_s=3.0))]) as executor:
+            call = asyncio.create_task(executor.call(ToolCall(name="python", arguments={"code": code})))
+            with await asyncio.to_thread(open, fifo) as pipe:
+                held = await asyncio.to_thread(pipe.readline)
+                return held, (await call).status, await asyncio.to_thread(pipe.read)
+
+    assert asyncio.run(main()) == ("x\n", "timeout", "")

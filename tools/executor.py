@@ -88,8 +88,9 @@ class _Lane:
 class Executor:
     """The shipped `engine.interfaces.ToolHost`: runs calls under permits, rates and deadlines; never raises.
 
-    Use it as an async context manager. Leaving it refuses later calls and those that still queue, and waits for those
-    that run. A cancelled call gives its permit back, whether it was queueing, throttled or running.
+    Use it as an async context manager. Leaving it refuses later calls and those that still queue, waits for those
+    that run, and closes the tools. A cancelled call gives its permit back, whether it was queueing, throttled or
+    running.
 
     >>> async with Executor([weather]) as executor:                                    # doctest: +SKIP
     ...     await executor.call(ToolCall(name="weather", arguments={"city": "Ulm"}))
@@ -124,7 +125,11 @@ class Executor:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._is_closed = True
-        await self._idle.wait()
+        async with contextlib.AsyncExitStack() as stack:
+            for lane in self._lanes.values():
+                if lane.tool.aclose is not None:
+                    stack.push_async_callback(lane.tool.aclose)
+            await self._idle.wait()
 
     @property
     def specs(self) -> Sequence[ToolSpec]:

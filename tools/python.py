@@ -1,35 +1,39 @@
-"""The `python` tool: each call is a fresh interpreter that lives in its own folder, under limits, until its deadline.
+"""The `python` tool: each call is a process of its own, forked from a warm interpreter, in a folder, under limits.
 
 Covered: a call cannot outlive its deadline or its caller (its whole process group is killed, also after a good end),
 cannot use more CPU time, address space, open files or file size than configured, cannot flood this process with
-output, sees none of this process's environment variables, and leaves no file of its temporary folder behind.
+output, sees neither this process's environment variables nor anything of an earlier call, and leaves no file of its
+temporary folder behind.
 
 Not covered: it is no sandbox. The code runs as the user of this process and reads, writes and connects to whatever
 that user may; a child that calls `setsid` leaves the group; the limit on processes counts all processes of the user,
-and does not bind root at all. Run untrusted policies in a container, or on a machine with nothing to lose.
+and does not bind root at all. A program that kills the server it was forked from fails the calls beside it, and what
+these have started goes on. Run untrusted policies in a container, or on a machine with nothing to lose.
 """
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import shutil
 import signal
 import sys
 import tempfile
-from pathlib import Path
 from typing import IO, Annotated
 
 from msgspec import Meta
 
 from engine.config import Positive, PositiveFloat, Section
 from engine.errors import ToolError
+from tools.fork_link import signal_name
+from tools.fork_server import ForkServer
 from tools.schema import Tool, tool
 
 logger = logging.getLogger(__name__)
 
-_CHILD = Path(__file__).with_name("python_child.py")
+# One thread for numerical libraries: a pool a call would spend the address space on stacks.
+_THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+_ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", **_THREADS}
 _DRAIN_S = 1.0
 """How long the pipes may stay open behind the end of the process group: only one that left the group holds them."""
 
@@ -63,58 +67,46 @@ def python_tool(config: PythonConfig) -> Tool:
     `ZeroDivisionError: division by zero`.
     """
 
+    server = python_server(config)
+
     # Not pure: a program may ask for the time or for chance.
-    @tool(timeout_s=config.timeout_s, max_concurrency=config.max_concurrency)
+    @tool(timeout_s=config.timeout_s, max_concurrency=config.max_concurrency, aclose=server.aclose)
     async def python(code: str) -> str:
         """Run Python code in a fresh interpreter. Returns what it prints and the value of its last expression."""
-        return await run_python(code, config=config)
+        return await run_python(code, server=server, config=config)
 
     return python
 
 
-async def run_python(code: str, *, config: PythonConfig) -> str:
+def python_server(config: PythonConfig) -> ForkServer:
+    """Where the processes of the tool come from; whoever makes it closes it."""
+    return ForkServer(
+        interpreter=config.interpreter or sys.executable, limits=_limits(config), environment=_ENVIRONMENT
+    )
+
+
+async def run_python(code: str, *, server: ForkServer, config: PythonConfig) -> str:
     """Run `code`; returns its output, raises `ToolError` with one line when it fails.
 
     It has no deadline of its own: cancellation kills the process group, and returns when the process is gone.
     """
     folder = tempfile.mkdtemp(prefix="python-")
     try:
-        with tempfile.TemporaryFile() as source:
-            source.write(code.encode("utf-8", "replace"))
-            source.seek(0)
-            return await _run_in(folder, source, config=config)
+        return await _run_in(folder, code, server=server, config=config)
     finally:
         # In a thread, because a program may leave more files behind than the loop has time for.
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
-async def _run_in(folder: str, source: IO[bytes], *, config: PythonConfig) -> str:
+async def _run_in(folder: str, code: str, *, server: ForkServer, config: PythonConfig) -> str:
     max_bytes = config.max_output_kib * 1024
     async with contextlib.AsyncExitStack() as pipes:
+        source = pipes.enter_context(os.fdopen(os.memfd_create("program"), "w+b", buffering=0))
+        source.write(code.encode("utf-8", "replace"))
+        source.seek(0)
         stdout, stdout_file = await _open_capture(pipes, max_bytes=max_bytes, keep_tail=False)
         stderr, stderr_file = await _open_capture(pipes, max_bytes=max_bytes, keep_tail=True)
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *(config.interpreter or sys.executable, "-I", str(_CHILD), json.dumps(_limits(config))),
-                stdin=source,
-                stdout=stdout_file,
-                stderr=stderr_file,
-                cwd=folder,
-                env=_environment(folder),
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise ToolError(f"python: cannot start {config.interpreter or sys.executable}: {error}") from None
-        finally:
-            # The child has its own copies; ours would keep the pipes from ever ending.
-            stdout_file.close()
-            stderr_file.close()
-        try:
-            exit_code = await process.wait()
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+        exit_code = await server.run(folder, files=(source, stdout_file, stderr_file))
         try:
             async with asyncio.timeout(_DRAIN_S):
                 await stdout.ended.wait()
@@ -131,7 +123,7 @@ def _verdict(exit_code: int, *, stdout: "_Capture", stderr: "_Capture", config: 
     if exit_code == -signal.SIGXCPU:
         raise ToolError(f"killed: more than {config.cpu_s} s of CPU time")
     if exit_code < 0:
-        raise ToolError(f"killed by {signal.Signals(-exit_code).name}")
+        raise ToolError(f"killed by {signal_name(-exit_code)}")
     raise ToolError(stderr.text.splitlines()[-1] if stderr.text else f"exit code {exit_code}")
 
 
@@ -144,12 +136,6 @@ def _limits(config: PythonConfig) -> dict[str, int]:
         "RLIMIT_NPROC": config.max_processes,
         "RLIMIT_CORE": 0,
     }
-
-
-def _environment(folder: str) -> dict[str, str]:
-    # One thread for numerical libraries: a pool a call would spend the address space on stacks.
-    threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    return {"PATH": "/usr/bin:/bin", "HOME": folder, "TMPDIR": folder, "LANG": "C.UTF-8", **threads}
 
 
 class _Capture(asyncio.Protocol):

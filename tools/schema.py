@@ -50,6 +50,8 @@ class Tool:
     """True where equal arguments give equal results, at any time and in any order."""
     visible: bool = True
     """False keeps it out of `specs`: it is called by the engine, never offered to a model."""
+    aclose: Callable[[], Awaitable[None]] | None = None
+    """Ends what the tool owns, such as processes; called when its executor is left."""
 
     @property
     def name(self) -> str:
@@ -69,6 +71,7 @@ def tool(
     calls_per_s: float = ...,
     is_pure: bool = ...,
     visible: bool = ...,
+    aclose: Callable[[], Awaitable[None]] | None = ...,
     inline: bool = ...,
 ) -> Callable[[Callable[..., Any]], Tool]: ...
 
