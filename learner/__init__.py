@@ -8,7 +8,8 @@
     logprobs    over a sharded vocabulary       schedule    the learning rate
     hf_folder   folders of safetensors          weights     Hugging Face tensors <-> Megatron parameters
     checkpoint  state on disk, whole or not at all
-    attention   layout -> attention, RoPE       model       the GPT model itself
+    attention   layout -> attention, RoPE       pointwise   norm, SwiGLU, rotation, with gradients
+    model       the GPT model itself
     parallel    processes and groups            forward     rows through the (pipelined) model
     objective   what one row contributes        hf_transfer weights between folder and model
     optimizer   norm, clip, AdamW               mcore_cpu   Megatron without a GPU

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from engine.inference.shape import ModelShape
+from engine.inference.shape import ModelShape, inverse_frequencies
 from learner.attention import PackedLayout
 from learner.batcher import Row, padded
 from learner.config import LearnerConfig
@@ -31,6 +31,7 @@ class RowRunner:
         self._shape = shape
         self._config = config
         self._parallel = parallel
+        self._frequencies = torch.from_numpy(inverse_frequencies(shape)).to(parallel.device)
 
     def fitted(self, rows: Sequence[Row]) -> list[Row]:
         """The rows at the lengths this layout needs: fixed, equal along a pipeline, divisible for sequence shards."""
@@ -92,11 +93,11 @@ class RowRunner:
         def forward_step(rows_left: Iterator[tuple[int, Row]], model: nn.Module) -> tuple[Tensor, Any]:
             index, row = next(rows_left)
             predictors = torch.from_numpy(row.predictors).long().to(self._parallel.device)
-            layout = PackedLayout.of(row.lengths, predictors)
+            layout = PackedLayout.of(row.lengths, predictors=predictors, inverse_frequencies=self._frequencies)
             token_ids = torch.from_numpy(row.token_ids).long().to(self._parallel.device)
             logits = model(
                 input_ids=token_ids[None],
-                position_ids=layout.positions[None],
+                position_ids=None,
                 attention_mask=None,
                 packed_seq_params=layout,
             )

@@ -1,7 +1,7 @@
 """The policy as a Megatron `GPTModel`: Qwen2, Qwen3 and Llama shapes, any tensor- and pipeline-parallel layout.
 
-Ours in it: attention and rotary positions that read a layout (`learner.attention`), an RMS norm that needs neither
-Transformer Engine nor Apex, and an output layer that is applied to the scored tokens only.
+Ours in it: attention and rotary positions that read a layout (`learner.attention`), an RMS norm and a SwiGLU that need
+neither Transformer Engine nor Apex (`learner.pointwise`), and an output layer applied to the scored tokens only.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from engine.errors import LearnerError
 from engine.inference.shape import ModelShape
-from learner.attention import CoreAttention, Layout, RotaryPositions
+from learner.attention import CoreAttention, Layout
 from learner.config import LearnerConfig
 from learner.mcore import (
     GPTModel,
@@ -23,6 +23,7 @@ from learner.mcore import (
     tensor_parallel,
 )
 from learner.parallel import Parallel
+from learner.pointwise import rms_norm, swiglu
 from learner.weights import stage_mappings
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "float64": torch.float64}
@@ -39,7 +40,17 @@ class RmsNorm(nn.Module):
         self._eps = eps
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return functional.rms_norm(hidden, self.weight.shape, self.weight, self._eps)
+        return rms_norm(hidden, self.weight, eps=self._eps)
+
+
+class SwiGlu(nn.Module):
+    """The feed-forward layer's activation, as a module for Megatron's layer spec."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+
+    def forward(self, gate_up: Tensor) -> Tensor:
+        return swiglu(gate_up)
 
 
 class PolicyModel(GPTModel):
@@ -93,6 +104,7 @@ def transformer_config(shape: ModelShape, config: LearnerConfig) -> TransformerC
         add_qkv_bias=shape.has_qkv_bias,
         gated_linear_unit=True,
         activation_func=functional.silu,
+        use_te_activation_func=True,  # Megatron's word for an activation that the layer spec names
         attention_dropout=0.0,
         hidden_dropout=0.0,
         params_dtype=dtype,
@@ -123,6 +135,7 @@ def build_model(shape: ModelShape, config: LearnerConfig, parallel: Parallel) ->
     layer = get_gpt_layer_local_spec(qk_layernorm=shape.has_qk_norm, normalization="RMSNorm")
     layer.submodules.input_layernorm = RmsNorm
     layer.submodules.pre_mlp_layernorm = RmsNorm
+    layer.submodules.mlp.submodules.activation_func = SwiGlu
     attention = layer.submodules.self_attention.submodules
     attention.core_attention = CoreAttention
     if shape.has_qk_norm:
@@ -137,9 +150,8 @@ def build_model(shape: ModelShape, config: LearnerConfig, parallel: Parallel) ->
         post_process=parallel.is_last_stage,
         parallel_output=True,
         share_embeddings_and_output_weights=shape.is_tied,
-        position_embedding_type="rope",
+        position_embedding_type="none",  # the layout has them
     )
-    model.rotary_pos_emb = RotaryPositions(shape)
     if model.post_process:
         model.output_layer.sequence_parallel = False  # `_postprocess` gathers the sequence before it selects from it
     model.to(parallel.device)

@@ -34,6 +34,8 @@ class PolicyOptimizer:
             [model],
             use_gloo_process_groups=False,
         )
+        for group in self._optimizer.param_groups:
+            group["fused"] = True  # one kernel for all parameters; Megatron hands no such wish to torch's AdamW
 
     def zero_grad(self) -> None:
         """Forget the gradients, before the first row of an update."""

@@ -11,10 +11,11 @@ from torch.nn import functional
 
 from engine.config import decode
 from engine.errors import ConfigError, DataError
-from engine.inference.shape import shape_of
-from learner.attention import PackedLayout, RotaryPositions
+from engine.inference.shape import inverse_frequencies, shape_of
+from learner.attention import PackedLayout
 from learner.config import ConstantSchedule, CosineSchedule, LearnerConfig, Ppo
 from learner.logprobs import token_logprobs
+from learner.mcore_cpu import cuda_means_cpu
 from learner.schedule import learning_rate
 from learner.weights import cut, join, stage_mappings
 
@@ -112,31 +113,55 @@ def test_both_spellings_of_rope_mean_the_same() -> None:
     assert old.rope_theta == 5e5
 
 
+def layout_of(*lengths: int, frequencies: tuple[float, ...] = (1.0,)) -> PackedLayout:
+    nothing = torch.zeros(0, dtype=torch.long)
+    return PackedLayout.of(lengths, predictors=nothing, inverse_frequencies=torch.tensor(frequencies))
+
+
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(0, 2**31))
-def test_a_packed_layout_attends_as_each_sequence_alone_would(lengths: list[int], seed: int) -> None:
+def test_a_packed_layout_attends_as_each_sequence_alone_would_and_so_do_its_gradients(
+    lengths: list[int], seed: int
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     total = sum(lengths)
-    query = torch.randn(total, 4, 8, generator=generator, dtype=torch.float64)
-    key, value = (torch.randn(total, 2, 8, generator=generator, dtype=torch.float64) for _ in range(2))
-    layout = PackedLayout.of(lengths, torch.zeros(0, dtype=torch.long))
-    out = layout.attend(query, key, value, scale=None)
+    query, key, value = (
+        torch.randn(total, heads, 8, generator=generator, dtype=torch.float64).requires_grad_() for heads in (4, 2, 2)
+    )
+    out = layout_of(*lengths).attend(query, key, value, scale=None)
     owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     is_seen = (owner[:, None] == owner[None, :]) & (torch.arange(total)[:, None] >= torch.arange(total)[None, :])
+    heads: list[torch.Tensor] = []
     for head in range(4):
         scores = query[:, head] @ key[:, head // 2].T / 8**0.5
-        expected = functional.softmax(scores.masked_fill(~is_seen, -torch.inf), dim=-1) @ value[:, head // 2]
-        torch.testing.assert_close(out[:, head], expected)
-    assert layout.positions.tolist() == [p for n in lengths for p in range(n)]
+        heads.append(functional.softmax(scores.masked_fill(~is_seen, -torch.inf), dim=-1) @ value[:, head // 2])
+    expected = torch.stack(heads, dim=1)
+    torch.testing.assert_close(out, expected)
+    direction = torch.randn(out.shape, generator=generator, dtype=torch.float64)
+    grads = (torch.autograd.grad(o, (query, key, value), direction) for o in (out, expected))
+    for ours, reference in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, reference)
 
 
 def test_rotary_angles_follow_the_depths_of_a_layout_not_the_places_in_the_row() -> None:
-    layout = PackedLayout.of((2, 3), torch.zeros(0, dtype=torch.long))
-    rotary = RotaryPositions(shape_of({**HF, "head_dim": 4, "rope_theta": 100.0}, "qwen2"))
-    asked = rotary.get_rotary_seq_len(None, None, None, None, layout)
-    angles = rotary(asked, packed_seq=False, cp_group=None)
-    assert angles.shape == (5, 1, 1, 4)
-    np.testing.assert_allclose(angles[:, 0, 0, 0], [0, 1, 0, 1, 2])
-    np.testing.assert_allclose(angles[:, 0, 0, 3], [0, 0.1, 0, 0.1, 0.2], rtol=1e-6)
+    rotation = layout_of(2, 3, frequencies=(1.0, 0.1)).rotation
+    assert rotation.cos.shape == rotation.sin.shape == (5, 1, 4)
+    depths = np.array([0, 1, 0, 1, 2])
+    np.testing.assert_allclose(rotation.cos[:, 0, 0], np.cos(depths), rtol=1e-6)
+    np.testing.assert_allclose(rotation.sin[:, 0, 3], np.sin(0.1 * depths), rtol=1e-6)
+
+
+def test_the_cuda_device_is_the_cpu_inside_the_context_and_unknown_again_outside() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("has the device")
+    names = [torch.zeros, torch.tensor, torch.cuda.current_device]
+    with cuda_means_cpu(), cuda_means_cpu():
+        made = torch.zeros(2, device="cuda", pin_memory=True)
+        assert made.device == torch.cuda.current_device() == torch.device("cpu")
+        assert made.cuda() is made
+        assert made.type() == "torch.cuda.FloatTensor"
+        assert made.type(torch.int32).dtype == torch.int32
+    assert [torch.zeros, torch.tensor, torch.cuda.current_device] == names
+    assert made.type() == "torch.FloatTensor"
 
 
 def test_llama_3_rope_equals_the_reference_implementation() -> None:
@@ -154,7 +179,8 @@ def test_llama_3_rope_equals_the_reference_implementation() -> None:
     raw = {**HF, "model_type": "llama", "hidden_size": 512, "rope_parameters": rope}
     config = LlamaConfig(**{k: v for k, v in raw.items() if k != "model_type"}, max_position_embeddings=512)
     expected = LlamaRotaryEmbedding(config).inv_freq
-    torch.testing.assert_close(RotaryPositions(shape_of(raw, "llama")).inv_freq, expected, rtol=1e-6, atol=0)
+    ours = torch.from_numpy(inverse_frequencies(shape_of(raw, "llama")))
+    torch.testing.assert_close(ours, expected, rtol=1e-6, atol=0)
 
 
 def test_the_rate_warms_up_then_holds_or_falls_to_its_floor() -> None:
