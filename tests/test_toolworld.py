@@ -10,6 +10,7 @@ import msgspec
 import pyarrow.parquet as pq
 import pytest
 
+from engine import config as configuration
 from engine.clock import run_virtual
 from engine.errors import ConfigError, DataError
 from engine.interfaces import ToolHost
@@ -22,10 +23,23 @@ from tools.config import RewardConfig, SearchConfig, ToolsConfig, build_executor
 from tools.python import PythonConfig
 from tools.rewards import exact_reward, official_reward
 from tools.toolworld import TOP_K, ToolworldConfig, ToolworldFiles, generate
+from tools.toolworld_habits import Habits
 from tools.toolworld_traces import Question, expert_trace, words_of
-from tools.toolworld_world import PAIRS, make_worlds
+from tools.toolworld_world import NUM_ORGANISATION_NAMES, NUM_PERSON_NAMES, Crowd, make_worlds
 
-CONFIG = ToolworldConfig(num_sft=60, num_train=40, num_valid=10, num_test=20, num_drills=10, crowded=0.8, sloppy=0.5)
+CONFIG = ToolworldConfig(
+    num_sft=60,
+    num_train=40,
+    num_valid=10,
+    num_test=20,
+    num_drills=40,
+    questions_per_world=4,
+    crowded=0.8,
+    alike=0.5,
+    sloppy=0.3,
+)
+NUM_WORLDS = 15 + 10 + 3 + 5
+SPLITS = ("train", "valid", "test")
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +85,30 @@ def test_a_task_without_a_question_is_refused(tmp_path: Path) -> None:
     nothing = ToolworldConfig(num_sft=0, num_train=0, num_valid=0, num_test=0, num_drills=0)
     with pytest.raises(ConfigError, match="no question"):
         generate(nothing, tmp_path)
+    with pytest.raises(ConfigError, match=r"no length of chains has a weight - at \$\.world\.hops"):
+        ToolworldConfig(hops=(0.0, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("raw", "key"),
+    [
+        ({"hops": []}, "hops"),
+        ({"hops": [1, 1, 1, 1]}, "hops"),
+        ({"hops": [1, -1]}, "hops[1]"),
+        ({"rivals": 4}, "rivals"),
+        ({"alike": 1.5}, "alike"),
+        ({"questions_per_world": 21}, "questions_per_world"),
+    ],
+)
+def test_a_difficulty_that_no_world_has_is_refused_by_its_key(raw: dict[str, object], key: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        configuration.decode(raw, ToolworldConfig, source="world")
+    assert f"at `$.{key}`" in str(caught.value)
 
 
 def test_an_expert_who_is_not_told_the_fact_does_not_make_one_up() -> None:
-    question = Question(text="", start="Bado Rimu", relations=("boss",), plus=0, answer="1900")
-    with pytest.raises(DataError, match="'boss' of 'Bado Rimu' does not find it"):
+    question = Question(text="", place="Bado Rimu", start="Kela", relations=("boss",), plus=0, answer="1900")
+    with pytest.raises(DataError, match="'boss' of 'Kela' does not find it"):
         expert_trace(question, lambda query: "Page 1: no .", system_prompt="", sloppy=1.0, rng=Random(0))
 
 
@@ -83,8 +116,8 @@ def test_rows_have_the_schema_of_arpo(files: ToolworldFiles) -> None:
     schema = pq.read_schema(files.train)
     assert schema.names == ["data_source", "prompt", "ability", "reward_model", "extra_info", "metadata"]
     assert str(schema.field("prompt").type) == "list<element: struct<role: string, content: string>>"
-    for split, path in (("train", files.train), ("valid", files.valid), ("test", files.test)):
-        for index, row in enumerate(rows(path)):
+    for split in SPLITS:
+        for index, row in enumerate(rows(getattr(files, split))):
             assert [message["role"] for message in row["prompt"]] == ["system", "user"]
             assert row["prompt"][1]["content"] == row["extra_info"]["question"]
             assert row["extra_info"] | {"question": ""} == {"index": index, "question": "", "split": split}
@@ -92,15 +125,22 @@ def test_rows_have_the_schema_of_arpo(files: ToolworldFiles) -> None:
     assert [len(rows(path)) for path in (files.train, files.valid, files.test)] == [40, 10, 20]
 
 
+def parsed(question: str) -> tuple[str, str, tuple[str, ...], int]:
+    """Place, first name, relations in the order of the look-ups, and what is added; from the words of a question."""
+    place, _, rest = question.removeprefix("in ").removesuffix(" ?").partition(" , what is the ")
+    chain, _, plus = rest.partition(" plus ")
+    *relations, start = chain.replace(" of the ", " of ").split(" of ")
+    return place, start, tuple(reversed(relations)), int(plus or 0)
+
+
 async def follow(question: str, tools: ToolHost) -> str:
     """Answer a question of the task by its words alone: look up the innermost relation first, read, go on."""
-    words = question.removeprefix("what is the ").removesuffix(" ?").partition(" plus ")
-    *relations, value = words[0].replace(" of the ", " of ").split(" of ")
-    for relation in reversed(relations):
-        page = await tools.call(ToolCall(name="search", arguments={"query": f"{relation} of {value}"}))
+    place, value, relations, plus = parsed(question)
+    for relation in relations:
+        page = await tools.call(ToolCall(name="search", arguments={"query": f"{place} : {relation} of {value}"}))
         value = page.text.split(f"the {relation} of {value} is ")[1].split(" .")[0]
-    if words[2]:
-        sum_ = await tools.call(ToolCall(name="python", arguments={"code": f"{value} + {words[2]}"}))
+    if plus:
+        sum_ = await tools.call(ToolCall(name="python", arguments={"code": f"{value} + {plus}"}))
         return sum_.text
     return value
 
@@ -116,18 +156,18 @@ def test_every_answer_is_reached_through_the_tools(files: ToolworldFiles, tools:
 
 
 def test_every_fact_of_every_world_is_found_by_its_query(files: ToolworldFiles, tools: ToolHost) -> None:
-    worlds = make_worlds(33, seed=CONFIG.seed, name_words=CONFIG.name_words, crowded=CONFIG.crowded)
-    facts = [fact for world in worlds for fact in world.facts]
+    worlds = list(make_worlds(NUM_WORLDS, seed=CONFIG.seed, crowd=Crowd(CONFIG.crowded, CONFIG.rivals, CONFIG.alike)))
+    pages = [(world.query(fact.subject, fact.relation), world.page(fact)) for world in worlds for fact in world.facts]
 
     async def main() -> list[str]:
         missing: list[str] = []
-        for fact in facts:
-            query = f"{fact.relation} of {fact.subject}"
+        for query, page in pages:
             found = await tools.call(ToolCall(name="search", arguments={"query": query}))
-            missing += [] if fact.text in found.text else [query]
+            missing += [] if found.text == f"Page 1: {page.text}" else [query]
         return missing
 
-    assert len(facts) == 33 * 58
+    assert files.num_passages == sum(len(world.pages) for world in worlds)
+    assert len({query for query, _ in pages}) == len(pages) == NUM_WORLDS * 58
     assert run_virtual(main()) == []
 
 
@@ -158,6 +198,8 @@ def test_traces_alternate_and_score_as_they_claim(files: ToolworldFiles) -> None
         said = text.split("\\boxed{")[1].split("}")[0].strip()
         assert exact_reward(text, said).score == 1.0
         assert official_reward(text, said).score >= 1.0
+    truths = {row["extra_info"]["question"]: row["reward_model"]["ground_truth"] for row in rows(files.train)}
+    assert not answers.keys() & truths.keys()
     share = sum(trace.is_correct for trace in answers.values()) / len(answers)
     assert share == files.expert_success
     assert 0.1 < share < 0.9
@@ -171,75 +213,57 @@ def test_a_careful_expert_is_always_right_and_a_careless_one_rarely(sloppy: floa
     assert all(("<python>" in words_of(trace)) == (plus == 1.0) for trace in traces(made.sft))
 
 
-def test_splits_share_no_name_and_no_question(files: ToolworldFiles) -> None:
-    questions = {
-        "sft": [trace.prompt[1]["content"] for trace in traces(files.sft)],
-        **{
-            split: [r["extra_info"]["question"] for r in rows(getattr(files, split))]
-            for split in ("train", "valid", "test")
-        },
-    }
-    starts = {split: {name_in(question) for question in asked} for split, asked in questions.items()}
-    for one, other in itertools.combinations(starts, 2):
-        assert starts[one] & starts[other] == set()
+PAGE = "Page 1: the school of Nata is Mupe . the boss of Kela is Sovi . the mother of Kela is Tuna ."
+
+
+@pytest.mark.parametrize(("sloppy", "relation", "said"), [(1.0, "mother", "Sovi"), (0.0, "mother", "Tuna")])
+def test_a_sloppy_expert_copies_the_first_thing_said_about_the_subject(sloppy: float, relation: str, said: str) -> None:
+    question = Question(text="", place="Bado Rimu", start="Kela", relations=(relation,), plus=0, answer="Tuna")
+    trace = expert_trace(question, lambda query: PAGE, system_prompt="", sloppy=sloppy, rng=Random(0))
+    assert trace.segments[-1].text == f" <think> {said} </think> <answer> \\boxed{{ {said} }} </answer>"
+    assert trace.is_correct == (said == "Tuna")
+
+
+@pytest.mark.parametrize(("sloppy", "right", "first"), [(0.0, 1.0, 0.0), (1.0, 0.0, 1.0)])
+def test_habits_are_read_from_the_texts_of_traces(sloppy: float, right: float, first: float, tmp_path: Path) -> None:
+    sizes = {"num_train": 0, "num_valid": 0, "num_test": 0, "num_drills": 0}
+    made = generate(ToolworldConfig(num_sft=40, sloppy=sloppy, crowded=1.0, **sizes), tmp_path)
+    habits = Habits.of("".join(segment.text for segment in trace.segments) for trace in traces(made.sft))
+    # Nearly three searches a trace, and half of the pages say another thing first.
+    assert 30 < habits.num_pages < 90
+    assert (habits.right, habits.first) == (right, first)
+    assert Habits.of(["<search> Bado Rimu : boss of Kela </search> no page"]).num_pages == 0
+
+
+def test_splits_share_no_place_no_chain_and_no_question(files: ToolworldFiles) -> None:
+    questions = {split: [r["extra_info"]["question"] for r in rows(getattr(files, split))] for split in SPLITS}
+    questions["sft"] = [trace.prompt[1]["content"] for trace in traces(files.sft)]
+    chains = {split: {parsed(question)[:3] for question in asked} for split, asked in questions.items()}
+    places = {split: {frozenset(place.split()) for place, _, _ in chains[split]} for split in chains}
+    places["drills"] = {frozenset(_asked(trace).split()[:2]) for trace in traces(files.drills)}
+    assert places["drills"] <= places["sft"], "reading is drilled where the expert was, and nowhere else"
+    for one, other in itertools.combinations(chains, 2):
+        assert places[one] & places[other] == set()
+        assert chains[one] & chains[other] == set()
     everything = [question for asked in questions.values() for question in asked]
     assert len(set(everything)) == len(everything) == 130
+    assert sum(len(found) for found in chains.values()) == 130, "questions differ in more than what is added"
+    assert {split: len(places[split]) for split in chains} == {"sft": 15, "train": 10, "valid": 3, "test": 5}
 
 
-def name_in(question: str) -> str:
-    return question.split(" of ")[-1].partition(" plus ")[0].removesuffix(" ?")
+def _asked(trace: Trace) -> str:
+    """The first query of a drill."""
+    return trace.segments[0].text.removeprefix(" <search> ")
 
 
-@pytest.mark.parametrize("name_words", [2, 3])
-def test_no_two_entities_of_all_worlds_hold_the_same_words(name_words: int) -> None:
-    worlds = list(make_worlds(40, seed=3, name_words=name_words, crowded=1.0))
-    names = [frozenset(name.split()) for w in worlds for name in {f.subject for f in w.facts}]
-    assert len(set(names)) == len(names) == 40 * 11
-    for world in worlds:
-        words = [word for name in {f.subject for f in world.facts} for word in name.split()]
-        assert len(set(words)) == len(words) == 11 * name_words
-
-
-def test_a_pair_of_relations_never_has_one_object() -> None:
-    pairs = [relations for kinds in PAIRS.values() for relations, _ in kinds]
-    for world in make_worlds(20, seed=0, name_words=2, crowded=1.0):
-        for subject in {fact.subject for fact in world.facts}:
-            for one, other in pairs:
-                objects = [f.object for f in world.facts if f.subject == subject and f.relation in (one, other)]
-                assert len(set(objects)) == len(objects)
-                assert subject not in objects
-
-
-def test_a_crowded_page_holds_the_fact_its_rival_and_a_stranger_in_any_order() -> None:
-    world = next(iter(make_worlds(1, seed=0, name_words=2, crowded=1.0)))
-    texts = {fact.text: fact for fact in world.facts}
-    places: set[int] = set()
-    assert len(world.pages) == 7 * 3 + 4 * 2
-    for page in world.pages:
-        facts = [texts[f"{sentence} ."] for sentence in page.text.removesuffix(" .").split(" . ")]
-        own = [fact for fact in facts if page.title.startswith(fact.subject)]
-        assert (len(facts), len(own)) == (3, 2)
-        assert len({fact.relation for fact in own}) == 2
-        places.add(next(i for i, fact in enumerate(facts) if fact not in own))
-    assert places == {0, 1, 2}
-
-
-def test_an_uncrowded_page_holds_one_fact() -> None:
-    world = next(iter(make_worlds(1, seed=0, name_words=2, crowded=0.0)))
-    assert sorted(page.text for page in world.pages) == sorted(fact.text for fact in world.facts)
-
-
-def test_drills_ask_for_every_fact_they_show_and_train_only_the_objects(files: ToolworldFiles) -> None:
-    for trace in traces(files.drills):
-        shown = trace.prompt[1]["content"].removeprefix("Page 1: ")
-        told = ""
-        for asked, said in zip(trace.segments[::2], trace.segments[1::2], strict=True):
-            assert (asked.is_sampled, said.is_sampled) == (False, True)
-            query = asked.text.removeprefix(" <search> ").removesuffix(" </search>")
-            sentence = f"the {query} is {said.text.removeprefix(' <think> ').removesuffix(' </think>')} ."
-            assert sentence in shown
-            told += f"{sentence} "
-        assert len(told.split()) == len(shown.split())
+def test_all_places_share_one_small_vocabulary_of_names(files: ToolworldFiles) -> None:
+    """Who is meant is known only with the place: starts come again in other splits, under other facts."""
+    words = msgspec.json.decode(Path(files.words).read_bytes(), type=list[str])
+    names = {word for word in words if word[0].isupper()} - {"Page", "No"}  # of what the search tool says
+    num_place_words = 9  # 33 villages, and 9 words have 36 pairs
+    assert len(names) == NUM_PERSON_NAMES + NUM_ORGANISATION_NAMES + num_place_words
+    starts = [{parsed(row["extra_info"]["question"])[1] for row in rows(path)} for path in (files.train, files.test)]
+    assert len(starts[0] & starts[1]) > 5
 
 
 def test_every_word_is_in_the_vocabulary_and_round_trips(
@@ -252,7 +276,7 @@ def test_every_word_is_in_the_vocabulary_and_round_trips(
     tokenizer = load_tokenizer(tmp_path)
     unknown = tokenizer.encode("neverheard")
     passages = [msgspec.json.decode(line)["text"] for line in Path(files.corpus).read_bytes().splitlines()]
-    questions = [row["extra_info"]["question"] for row in rows(files.test)]
+    questions = [row["extra_info"]["question"] for split in SPLITS for row in rows(getattr(files, split))]
     for text in (*passages, *questions, *(words_of(t) for t in (*traces(files.sft), *traces(files.drills)))):
         assert unknown[0] not in tokenizer.encode(text)
     renderer = TagRenderer(tokenizer, specs=tools.specs, max_result_tokens=200)

@@ -1,12 +1,13 @@
 """Toolworld: a generated task that needs search, reading and arithmetic, and that nobody can know by heart.
 
-Every question lives in a world of its own making (`toolworld_world`), asks for a chain of two or three facts that ends
-in a year, sometimes `plus k`, and is answered by calls of the ordinary `search` and `python` tools:
+Every question lives in a village of its own (`toolworld_world`), asks for a chain of two to four facts that ends in a
+year, sometimes `plus k`, and is answered by calls of the ordinary `search` and `python` tools:
 
-    what is the birth year of the mother of the boss of Bado Rimu plus 7 ?
-    search boss of Bado Rimu -> search mother of Kela Sovi -> search birth year of Tuna Fide -> python 1923 + 7
+    in Bado Rimu , what is the birthyear of the mother of the boss of Kela plus 7 ?
+    search Bado Rimu : boss of Kela -> search Bado Rimu : mother of Sovi -> search Bado Rimu : birthyear of Tuna
+    -> python 1923 + 7
 
-All names and years come from one small vocabulary, but each name belongs to one world and each world to one split.
+All villages share one small vocabulary of names and years; a village and all its questions belong to one split.
 """
 
 from pathlib import Path
@@ -17,16 +18,16 @@ import msgspec
 from msgspec import Meta
 
 from engine.coins import seed_of
-from engine.config import Fraction, NonNegative, Section
+from engine.config import Fraction, NonNegative, NonNegativeFloat, Section
 from engine.errors import ConfigError
 from engine.traces import Trace
 from tools.toolworld_traces import Question, drill, expert_trace, questions_of, words_of
-from tools.toolworld_world import Sentence, World, make_worlds
+from tools.toolworld_world import Crowd, World, make_worlds
 
 SPLITS = ("sft", "train", "valid", "test")
 SYSTEM_PROMPT = "find the answer with search and python ."
 TOP_K = 1
-"""Pages a search returns; a crowded page holds three sentences."""
+"""Pages a search returns."""
 
 
 class ToolworldConfig(Section, frozen=True):
@@ -40,17 +41,23 @@ class ToolworldConfig(Section, frozen=True):
     num_test: NonNegative = 400
     num_drills: NonNegative = 4000
     """Reading exercises on facts of the sft split."""
-    questions_per_world: Annotated[int, Meta(ge=1, le=20)] = 4
-    name_words: Annotated[int, Meta(ge=2, le=3)] = 2
-    """Words in a name; with three the vocabulary is about a third as large, and each mention a token longer."""
-    three_hops: Fraction = 0.5
-    """Share of questions with three hops; the others have two."""
+    questions_per_world: Annotated[int, Meta(ge=1, le=20)] = 20
+    hops: Annotated[tuple[NonNegativeFloat, ...], Meta(min_length=1, max_length=3)] = (0.4, 0.4, 0.2)
+    """Difficulty: weights of questions that need two, three and four searches."""
+    crowded: Fraction = 0.7
+    """Difficulty: share of pages on which a fact stands between others; a search that finds another page is certain."""
+    rivals: Annotated[int, Meta(ge=0, le=3)] = 1
+    """Difficulty: sentences of a crowded page that are about somebody else."""
+    alike: Fraction = 0.0
+    """Difficulty: share of these that tell the same kind of fact as the page, so that the name must be read as well."""
     plus: Fraction = 0.33
-    """Share of questions that add a number, and so need python."""
-    crowded: Fraction = 1.0
-    """Share of facts on a page with a confusable sentence; the others stand on a page of their own."""
+    """Difficulty: share of questions that add a number, and so need python."""
     sloppy: Fraction = 0.55
-    """Probability, at each hop, that the expert copies the first sentence instead of the right one."""
+    """Probability, at each hop, that the expert copies the first thing said about the subject, right or wrong."""
+
+    def __post_init__(self) -> None:
+        if not sum(self.hops):
+            raise ConfigError("no length of chains has a weight - at $.world.hops")
 
 
 class ToolworldFiles(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,7 +115,7 @@ def generate(config: ToolworldConfig, out_dir: str | Path) -> ToolworldFiles:
         for question in questions[split]:
             trace_of(question, sloppy=0.0)  # raises where the tools do not lead to the answer
     traces = [trace_of(q, sloppy=config.sloppy, index=index) for index, q in enumerate(questions["sft"])]
-    drills = _drills(config, [fact for world in worlds["sft"] for fact in world.facts])
+    drills = _drills(config, worlds["sft"])
     paths = {name: str(out_dir / f"{name}.parquet") for name in ("train", "valid", "test")}
     for split, path in paths.items():
         write_parquet(path, questions[split], split=split, system_prompt=SYSTEM_PROMPT)
@@ -134,7 +141,7 @@ def _worlds_by_split(config: ToolworldConfig) -> dict[str, list[World]]:
     if config.num_drills and not counts["sft"]:
         counts["sft"] = 1
     count = sum(counts.values())
-    worlds = make_worlds(count, seed=config.seed, name_words=config.name_words, crowded=config.crowded)
+    worlds = make_worlds(count, seed=config.seed, crowd=Crowd(config.crowded, config.rivals, config.alike))
     return {split: [next(worlds) for _ in range(counts[split])] for split in SPLITS}
 
 
@@ -144,12 +151,10 @@ def _questions(config: ToolworldConfig, split: str, worlds: list[World]) -> list
     for index, world in enumerate(worlds):
         rng = Random(seed_of(config.seed, "questions", split, index))
         count = min(config.questions_per_world, size - len(questions))
-        questions += questions_of(world, count=count, three_hops=config.three_hops, plus=config.plus, rng=rng)
+        questions += questions_of(world, count=count, hops=config.hops, plus=config.plus, rng=rng)
     return questions
 
 
-def _drills(config: ToolworldConfig, facts: list[Sentence]) -> list[Trace]:
-    return [
-        drill(facts, system_prompt=SYSTEM_PROMPT, rng=Random(seed_of(config.seed, "drill", index)))
-        for index in range(config.num_drills)
-    ]
+def _drills(config: ToolworldConfig, worlds: list[World]) -> list[Trace]:
+    rngs = (Random(seed_of(config.seed, "drill", index)) for index in range(config.num_drills))
+    return [drill(rng.choice(worlds), system_prompt=SYSTEM_PROMPT, rng=rng) for rng in rngs]

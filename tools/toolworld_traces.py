@@ -2,14 +2,14 @@
 
 A trace is written in the tag format of ARPO, every word and tag apart, so that a word-level tokenizer loses nothing:
 
-    <think> start </think> <search> boss of Bado Rimu </search>
+    <think> start </think> <search> Bado Rimu : boss of Kela </search>
      <result>
-    Page 1: the boss of Bado Rimu is Kela Sovi . the mother of Bado Rimu is ...
+    Page 1: the boss of Kela is Sovi . the mother of Kela is ...
     </result>
-    <think> Kela Sovi </think> <search> birth year of Kela Sovi </search> ... <answer> \\boxed{ 1923 } </answer>
+    <think> Sovi </think> <search> Bado Rimu : birthyear of Sovi </search> ... <answer> \\boxed{ 1923 } </answer>
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 
 import msgspec
@@ -18,7 +18,10 @@ from engine.errors import DataError
 from engine.traces import Segment, Trace
 from tools.toolworld_world import PAIRS, Sentence, World
 
+MIN_HOPS = 2
 MAX_PLUS = 9
+NUM_READ = 4
+"""Pages of a drill."""
 _PAGE_START = "Page 1: "
 
 
@@ -26,6 +29,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     """One row of a split."""
 
     text: str
+    place: str
     start: str
     relations: tuple[str, ...]
     """In the order in which they are looked up."""
@@ -44,20 +48,21 @@ def observation(text: str) -> str:
     return f" <result>\n{text}\n</result>"
 
 
-def questions_of(world: World, *, count: int, three_hops: float, plus: float, rng: Random) -> list[Question]:
+def questions_of(world: World, *, count: int, hops: Sequence[float], plus: float, rng: Random) -> list[Question]:
     """`count` questions with different chains; each begins at a person, and ends in a year.
 
-    No chain comes back to an entity it has visited.
+    `hops` weighs chains of two, three, ... facts. No chain comes back to an entity it has visited.
     """
     questions: dict[tuple[str, tuple[str, ...]], Question] = {}
     while len(questions) < count:
-        num_hops = 3 if rng.random() < three_hops else 2
+        (num_hops,) = rng.choices(range(MIN_HOPS, MIN_HOPS + len(hops)), weights=hops)
         addend = rng.randint(1, MAX_PLUS) if rng.random() < plus else 0
-        chain = _chain(world, num_hops=num_hops, rng=rng)
-        if chain is None:
-            continue
+        # Tried again at the same length: longer chains fail more often, and the weights are those of questions.
+        chain = None
+        while chain is None:
+            chain = _chain(world, num_hops=num_hops, rng=rng)
         start, relations = chain[0].subject, tuple(fact.relation for fact in chain)
-        questions.setdefault((start, relations), _question(chain, addend))
+        questions.setdefault((start, relations), _question(world, chain, addend))
     return list(questions.values())
 
 
@@ -75,12 +80,14 @@ def _chain(world: World, *, num_hops: int, rng: Random) -> list[Sentence] | None
     return chain
 
 
-def _question(chain: list[Sentence], addend: int) -> Question:
+def _question(world: World, chain: list[Sentence], addend: int) -> Question:
     phrase = chain[0].subject
     for fact in chain:
         phrase = f"the {fact.relation} of {phrase}"
+    plus = f" plus {addend}" if addend else ""
     return Question(
-        text=f"what is {phrase} plus {addend} ?" if addend else f"what is {phrase} ?",
+        text=f"in {world.place} , what is {phrase}{plus} ?",
+        place=world.place,
         start=chain[0].subject,
         relations=tuple(fact.relation for fact in chain),
         plus=addend,
@@ -93,14 +100,14 @@ def expert_trace(
 ) -> Trace:
     """Follow the chain by `search` (query to result), reading what it finds.
 
-    With probability `sloppy`, at each hop, the object of the page's first sentence is copied, whether or not it is the
-    fact that was asked for; the chain then goes on from there, and usually to a wrong answer. Raises `DataError` where
-    a result does not hold the fact.
+    With probability `sloppy`, at each hop, the first thing that the page says about its subject is copied, whether or
+    not it is the fact that was asked for; the chain then goes on from there, and usually to a wrong answer. Raises
+    `DataError` where a result does not hold the fact.
     """
     segments: list[Segment] = []
     thought, subject = "start", question.start
     for relation in question.relations:
-        query = f"{relation} of {subject}"
+        query = f"{question.place} : {relation} of {subject}"
         result = search(query)
         segments += _call(thought, "search", query, result)
         thought = subject = _read(result, subject=subject, relation=relation, is_sloppy=rng.random() < sloppy)
@@ -118,18 +125,41 @@ def expert_trace(
     )
 
 
-def drill(facts: list[Sentence], *, system_prompt: str, rng: Random) -> Trace:
-    """A reading exercise: two to eight facts in the prompt, then each asked for once, in another order.
+def drill(world: World, *, system_prompt: str, rng: Random) -> Trace:
+    """A reading exercise of one of two forms: two to eight facts in the prompt, each searched for once, in any order;
+    or four searches, each with the page that it finds, and a sum wherever that is a year.
 
-    Only the objects are trained, in the same words that a trace puts around them.
+    Only objects and addends are trained, in the same words that a trace puts around them.
     """
-    shown = rng.sample(facts, k=min(rng.randint(2, 8), len(facts)))
+    addend = str(rng.randint(1, MAX_PLUS))
+    if rng.random() < 0.5:
+        shown = rng.sample(world.facts, k=rng.randint(2, 8))
+        text = f"{_PAGE_START}{' '.join(fact.text for fact in shown)}"
+        readings = [(fact, "") for fact in rng.sample(shown, k=len(shown))]
+        has_sums = False
+    else:
+        text = f"read , plus {addend} ."
+        readings = [(f, observation(_PAGE_START + world.page(f).text)) for f in rng.sample(world.facts, k=NUM_READ)]
+        has_sums = True
     segments: list[Segment] = []
-    for fact in rng.sample(shown, k=len(shown)):
-        segments.append(Segment(text=f" <search> {fact.relation} of {fact.subject} </search>", is_sampled=False))
-        segments.append(Segment(text=f" <think> {fact.object} </think>", is_sampled=True))
-    text = f"{_PAGE_START}{' '.join(fact.text for fact in shown)}"
+    seam = ""
+    for fact, result in readings:
+        call = f"{seam} <search> {world.query(fact.subject, fact.relation)} </search>{result} <think>"
+        segments += [_given(call), _trained(fact.object)]
+        seam = " </think>"
+        if has_sums and fact.object_kind == "year":
+            segments += [_given(f"{seam} <python> {fact.object} +"), _trained(addend)]
+            seam = " </python>"
+    segments.append(_given(seam))
     return Trace(prompt=messages(text, system_prompt=system_prompt), segments=segments)
+
+
+def _given(text: str) -> Segment:
+    return Segment(text=text, is_sampled=False)
+
+
+def _trained(word: str) -> Segment:
+    return Segment(text=f" {word}", is_sampled=True)
 
 
 def messages(text: str, *, system_prompt: str) -> list[dict[str, str]]:
@@ -143,10 +173,9 @@ def _call(thought: str, name: str, content: str, result: str) -> list[Segment]:
 
 
 def _read(result: str, *, subject: str, relation: str, is_sloppy: bool) -> str:
-    """The object of the right sentence of a result, or of its first one."""
+    """The object of the right sentence of a result, or of the first one about its subject."""
     sentences = result.removeprefix(_PAGE_START).removesuffix(" .").split(" . ")
-    wanted = f"the {relation} of {subject} is "
-    right = next((s for s in sentences if s.startswith(wanted)), None)
-    if right is None:
+    own = dict(s.split(f" of {subject} is ") for s in sentences if f" of {subject} is " in s)
+    if f"the {relation}" not in own:
         raise DataError(f"toolworld: a search for {relation!r} of {subject!r} does not find it; choose another seed")
-    return (sentences[0] if is_sloppy else right).partition(" is ")[2]
+    return next(iter(own.values())) if is_sloppy else own[f"the {relation}"]
