@@ -5,6 +5,7 @@ import asyncio
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -96,6 +97,7 @@ def _train(arguments: argparse.Namespace) -> int:
         if chosen.is_finished and not arguments.fresh:
             display.note(f"{chosen.path} is finished already; --fresh trains it anew, run.name=... another one")
         else:
+            display.preparing()
             _interruptible(train(config, chosen, watcher=display, is_fresh=arguments.fresh))
         if chosen.summary is not None:
             display.summary(chosen.summary)
@@ -107,28 +109,26 @@ def _sft(arguments: argparse.Namespace) -> int:
     from actors.materials import materialise
     from actors.run_dir import choose
     from actors.runtime import LocalRuntime
-    from actors.sft import ColdStart
+    from actors.sft import StartingModel
 
     config = _config(arguments)
-    if config.sft is None:
-        raise ConfigError(f"{arguments.config}: no [sft] section - at $.sft")
+    if not config.sft:
+        raise ConfigError(f"{arguments.config}: no [[sft]] section - at $.sft")
     if config.run.name is not None:  # the folder without the suffix is that of an RL run
         named = msgspec.structs.replace(config.run, name=f"{config.run.name}-sft")
         config = msgspec.structs.replace(config, run=named)
-    settings = config.sft
     chosen = choose(config, stem=f"{Path(arguments.config).stem}-sft", fresh=False)
 
     async def main() -> None:
         ready = materialise(config)
         async with LocalRuntime(ready, chosen.path) as runtime:
-            assert ready.sft is not None
-            cold_start = ColdStart(ready.sft, runtime, seed=config.run.seed)
+            model = StartingModel(ready, runtime)
             with chosen.locked():
                 chosen.write_config(config)
-                display.phase("supervised fine-tuning", settings.steps)
-                await cold_start.run(chosen.path / "hf", watcher=display)
+                shutil.copytree(await model.make(emit=display.event), chosen.path / "hf", dirs_exist_ok=True)
 
     with Display(chosen.path) as display:
+        display.preparing()
         _interruptible(main())
         display.note(f"the model is in {chosen.path / 'hf'}")
     return 0
@@ -141,6 +141,7 @@ def _rollout(arguments: argparse.Namespace) -> int:
     config = _config(arguments, **{"data.path": arguments.data, "data.limit": arguments.limit})
     out = _output(arguments.out, option="--out")
     with tempfile.TemporaryDirectory(prefix="arpo-rollout-") as scratch, Display(out) as display:
+        display.preparing()
         totals = _interruptible(
             rollout(
                 config,
@@ -163,6 +164,7 @@ def _eval(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"{arguments.config}: no [eval] section, and no --data - at $.eval")
     json_file = None if arguments.json is None else _output(arguments.json, option="--json")
     with tempfile.TemporaryDirectory(prefix="arpo-eval-") as scratch, Display(Path(config.eval.data.path)) as display:
+        display.preparing()
         metrics = _interruptible(measure(config, config.eval, run_dir=Path(scratch), watcher=display))
         display.table("evaluation", metrics)
     encoded = json.dumps(metrics, indent=2)

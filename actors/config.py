@@ -8,6 +8,7 @@ from msgspec import Meta
 
 from engine.config import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Section, load
 from engine.dataset import DataConfig
+from engine.errors import ConfigError
 from engine.inference.embedded import EmbeddedConfig
 from engine.renderer import RendererConfig
 from engine.rollout_config import RolloutConfig
@@ -61,13 +62,15 @@ ModelConfig = HfModel | TinyModel
 
 
 class SftConfig(Section, frozen=True, kw_only=True):
-    """A supervised cold start on tool-use traces; tokens that tools wrote are masked."""
+    """One stage of a supervised cold start on tool-use traces; tokens that tools wrote are masked."""
 
     traces: tuple[str, ...]
     """JSONL files of traces; each batch takes from them in turn, by `shares`."""
     shares: tuple[Annotated[float, Meta(gt=0)], ...] = ()
     """Share of each file in a batch; unset is equal shares."""
     steps: Positive
+    until_loss: PositiveFloat | None = None
+    """End the stage when the mean loss of the last 20 steps is below; one that is not by its last step is an error."""
     batch_size: Positive = 32
     max_tokens: Positive = 4096
     """A longer trace is refused."""
@@ -85,6 +88,9 @@ class EvalConfig(Section, frozen=True, kw_only=True):
     """0 is greedy."""
     concurrency: Positive = 64
     """Questions in flight."""
+    control: bool = False
+    """After RL, go on with the last stage of the cold start instead, from the model RL began with and for as long as
+    RL took, and measure what comes of it in the same way."""
 
 
 class RuntimeConfig(Section, frozen=True):
@@ -116,7 +122,11 @@ class Config(Section, frozen=True, kw_only=True):
     rollout: RolloutConfig = RolloutConfig()
     generator: EmbeddedConfig = EmbeddedConfig()
     learner: LearnerConfig = LearnerConfig()
-    sft: SftConfig | None = None
-    """A cold start before the first RL step."""
+    sft: tuple[SftConfig, ...] = ()
+    """Stages of a cold start before the first RL step, each from the model that the one before it made."""
     train: TrainConfig = TrainConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+
+    def __post_init__(self) -> None:
+        if self.eval is not None and self.eval.control and not self.sft:
+            raise ConfigError("a control goes on with a cold start, and there is no [[sft]] - at $.eval.control")

@@ -1,119 +1,173 @@
 """Display: what a person sees while a command works; the only door to rich.
 
-On a terminal there is a live bar with the time left; elsewhere the same facts come as plain lines.
+On a terminal there is a live dashboard with the time left; elsewhere the same facts come as plain lines.
 """
 
+import logging
+import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from types import TracebackType
+from typing import Any, Self, TextIO
 
 import msgspec
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
+from actors import dashboard
+from actors.plain_lines import PlainLines
+from actors.progress import Clock, Progress
+from actors.quantities import label, quantity
 from actors.run_dir import Summary
 from actors.watcher import Watcher
-from engine.events import Evaluated
+from engine.events import ControlEvaluated, Evaluated
 from engine.metrics import StepMetrics
 from engine.types import StepReport, TrajectoryGroup
 
-PLAIN_EVERY_S = 5.0
-"""Seconds between plain lines of the same phase, where there is no terminal."""
+REFRESHES_PER_S = 5.0
+PREPARATION = "preparation"
+MARGIN = 2
+"""Columns that stay free, so that what a terminal echoes behind the last line, such as ^C, does not wrap."""
 
 
 class Display(Watcher):
     """Follows one command. Writes to stderr; stdout is for what other programs read."""
 
-    def __init__(self, subject: Path) -> None:
-        self._console = Console(stderr=True)
-        self._subject = subject
-        self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=28),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[facts]}"),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
-        self._task: TaskID | None = None
-        self._name = ""
-        self._done = 0
-        self._total: int | None = None
-        self._last_line_s = 0.0
+    def __init__(self, subject: Path, *, console: Console | None = None, clock: Clock = time.monotonic) -> None:
+        # What is no terminal gets no control characters, whatever the environment says about colours.
+        self._console = console or Console(stderr=True, force_terminal=None if sys.stderr.isatty() else False)
+        self._subject = str(subject)
+        self._progress = Progress(clock)
+        self._lock = threading.Lock()
+        """Of the progress: the thread that refreshes the dashboard reads it."""
+        self._plain = None if self.is_live else PlainLines(self._progress, subject=self._subject, say=self.note)
+        self._lines: Watcher = self._plain or Watcher()
+        self._live: Live | None = None
+        self._diverted: list[logging.StreamHandler[TextIO]] = []
 
     def __enter__(self) -> Self:
-        self._progress.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.finish(is_stopped=kind is not None)
+
+    @property
+    def is_live(self) -> bool:
+        """There is a terminal, and it can show the dashboard."""
+        console = self._console
+        return console.is_terminal and console.is_interactive and not console.options.ascii_only
+
+    def preparing(self) -> None:
+        """It takes a while until the first phase. Nothing is left to see of it where the command is refused then."""
+        if self.is_live:
+            self.phase(PREPARATION, None)
+
+    # -- what the command tells -------------------------------------------------------------------------------
 
     def phase(self, name: str, total: int | None) -> None:
-        self._name, self._done, self._total = name, 0, total
-        if self._task is not None:
-            self._progress.remove_task(self._task)
-        self._task = self._progress.add_task(name, total=total, facts="")
-        self.note(f"{self._subject}: {name}" + (f", {total} steps" if total else ""))
+        with self._lock:
+            self._progress.phase(name, total)
+        self._lines.phase(name, total)
+        if self.is_live and self._live is None:
+            self._start()
+
+    def resumed(self, rows: Sequence[StepMetrics], evaluations: Sequence[Evaluated]) -> None:
+        with self._lock:
+            self._progress.resumed(rows, evaluations)
+        self._lines.resumed(rows, evaluations)
 
     def sft_step(self, report: StepReport) -> None:
-        self._advance(f"loss {report.loss:.4f}")
+        with self._lock:
+            self._progress.sft_step(report)
+        self._lines.sft_step(report)
 
     def step(self, row: StepMetrics) -> None:
-        rate = row.num_sampled_tokens / max(row.step_s + row.wait_s, 1e-9)
-        self._advance(
-            f"reward {row.reward:.3f}  success {row.success:.3f}  staleness {row.staleness}  {rate:.0f} tok/s  "
-            f"calls {row.num_tool_calls_requested}/{row.num_tool_calls_executed}  forks {row.num_forks}  "
-            f"kl {row.kl_rollout:.1e}",
-            is_always=True,
-            done=row.step,
-        )
-
-    def evaluated(self, event: Evaluated) -> None:
-        facts = "  ".join(f"{name} {value:.3f}" for name, value in event.metrics.items())
-        self.note(f"evaluation after step {event.step}: {facts}")
+        with self._lock:
+            self._progress.step(row)
+        self._lines.step(row)
 
     def group(self, group: TrajectoryGroup) -> None:
-        scores = [trajectory.reward.score for trajectory in group.trajectories]
-        mean = sum(scores) / max(len(scores), 1)
-        self._advance(f"{group.prompt.prompt_id}  reward {mean:.3f}  forks {group.num_forks}")
+        with self._lock:
+            self._progress.group(group)
+        self._lines.group(group)
 
-    def summary(self, summary: Summary) -> None:
-        self.table(
-            str(self._subject), {k: v for k, v in msgspec.structs.asdict(summary).items() if v not in (None, "")}
-        )
+    def evaluated(self, event: Evaluated) -> None:
+        with self._lock:
+            self._progress.evaluated(event)
+        self._lines.evaluated(event)
+
+    def control_evaluated(self, event: ControlEvaluated) -> None:
+        with self._lock:
+            self._progress.control_evaluated(event)
+        self._lines.control_evaluated(event)
+
+    # -- what stays -------------------------------------------------------------------------------------------
 
     def note(self, text: str) -> None:
-        """One line, now."""
-        self._console.print(text, highlight=False, soft_wrap=True)
+        """One line, now; above the dashboard where there is one."""
+        self._console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+    def summary(self, summary: Summary) -> None:
+        """What the run came to."""
+        values = {k: v for k, v in msgspec.structs.asdict(summary).items() if v not in (None, "")}
+        self._table(self._subject, [(label(name), quantity(name, value)) for name, value in values.items()])
 
     def table(self, title: str, rows: Mapping[str, Any]) -> None:
         """Names and values."""
-        table = Table(title=title, title_justify="left", show_header=False)
-        table.add_column()
+        self._table(title, [(name, quantity(name, value)) for name, value in rows.items()])
+
+    def finish(self, *, is_stopped: bool = False) -> None:
+        """The last phase is over, or was stopped in the middle; the dashboard stays on the screen as it is then."""
+        with self._lock:
+            self._progress.finish(is_stopped=is_stopped)
+        if self._plain is not None:
+            self._plain.finish()
+        if self._live is not None:
+            self._live.transient = is_stopped and [phase.name for phase in self._progress.phases] == [PREPARATION]
+            self._live.stop()
+            self._live = None
+            while self._diverted:
+                self._diverted.pop().setStream(sys.stderr)
+
+    def _table(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
+        self.finish()
+        if self.is_live:
+            self._console.line()
+        table = Table(title=Text(title, "bold"), title_justify="left", show_header=False)
+        table.add_column(no_wrap=True)
         table.add_column(justify="right")
-        for name, value in rows.items():
-            table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+        for name, value in rows:
+            table.add_row(Text(name), Text(value))
         self._console.print(table)
 
-    def _advance(self, facts: str, *, is_always: bool = False, done: int | None = None) -> None:
-        self._done = self._done + 1 if done is None else done
-        if self._task is not None:
-            self._progress.update(self._task, completed=self._done, facts=facts)
-        now_s = time.monotonic()
-        is_last = self._done == self._total
-        if not self._console.is_terminal and (is_always or is_last or now_s - self._last_line_s >= PLAIN_EVERY_S):
-            self._last_line_s = now_s
-            of = f"/{self._total}" if self._total else ""
-            self.note(f"{self._name} {self._done}{of}  {facts}")
+    # -- the dashboard ----------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self._live = Live(
+            get_renderable=self._frame,
+            console=self._console,
+            refresh_per_second=REFRESHES_PER_S,
+            redirect_stdout=False,
+        )
+        direct = sys.stderr
+        self._live.start(refresh=True)
+        # A hidden cursor would stay hidden if the process were killed.
+        self._console.show_cursor(True)
+        # Handlers hold on to the stream they were made with; what they write has to go above the dashboard.
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, logging.StreamHandler) and handler.stream is direct:
+                handler.setStream(sys.stderr)
+                self._diverted.append(handler)
+
+    def _frame(self) -> Text:
+        with self._lock:
+            height = None if self._progress.current is None else self._console.height - 1
+            lines = dashboard.frame(
+                self._progress, subject=self._subject, width=self._console.width - MARGIN, height=height
+            )
+        texts = [Text.assemble(*line, no_wrap=True, overflow="ellipsis") for line in lines]
+        return Text("\n", no_wrap=True, overflow="ellipsis").join(texts)

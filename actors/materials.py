@@ -30,7 +30,7 @@ WORLD = "world:"
 DRILL = "prompts:drill"
 """Stands for traces made from the run's own prompts, which teach nothing but the format."""
 NUM_DRILLS = 512
-MAKERS = 1
+MAKERS = 2
 """Raised when the same description comes to something else: what older makers left in `made/` is then not used."""
 BPE_TEXTS = 2000
 """Prompts a made tokenizer is trained on; more change little."""
@@ -47,10 +47,9 @@ def materialise(config: Config) -> Config:
         config = _with_world(config, files)
     if unresolved := [path for path in _paths(config) if path.startswith(WORLD)]:
         raise ConfigError(f"{unresolved[0]!r} needs a [world] section, and one of {', '.join(_parts())}")
-    if config.sft is not None and DRILL in config.sft.traces:
+    if any(DRILL in stage.traces for stage in config.sft):
         drills = make_drills(config, made)
-        traces = tuple(drills if path == DRILL else path for path in config.sft.traces)
-        config = msgspec.structs.replace(config, sft=msgspec.structs.replace(config.sft, traces=traces))
+        config = _with_traces(config, lambda path: drills if path == DRILL else path)
     if isinstance(config.model, TinyModel):
         config = msgspec.structs.replace(config, model=HfModel(path=make_model(config, config.model, made)))
     assert isinstance(config.model, HfModel)
@@ -171,13 +170,17 @@ def _with_world(config: Config, files: ToolworldFiles) -> Config:
     if config.tools.search is not None:
         search = replace(config.tools.search, corpus=real(config.tools.search.corpus))
         config = replace(config, tools=replace(config.tools, search=search))
-    if config.sft is not None:
-        config = replace(config, sft=replace(config.sft, traces=tuple(real(path) for path in config.sft.traces)))
-    return config
+    return _with_traces(config, real)
+
+
+def _with_traces(config: Config, real: Callable[[str], str]) -> Config:
+    replace = msgspec.structs.replace
+    stages = (replace(stage, traces=tuple(real(path) for path in stage.traces)) for stage in config.sft)
+    return replace(config, sft=tuple(stages))
 
 
 def _paths(config: Config) -> list[str]:
-    paths = [config.data.path, *(config.sft.traces if config.sft else ())]
+    paths = [config.data.path, *(path for stage in config.sft for path in stage.traces)]
     if config.eval is not None:
         paths.append(config.eval.data.path)
     if config.tools.search is not None:

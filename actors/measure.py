@@ -22,7 +22,7 @@ async def measure(config: Config, settings: EvalConfig, *, run_dir: Path, watche
     assert config.eval is not None
     async with LocalRuntime(config, run_dir) as runtime:
         questions = runtime.prompts(config.eval.data)
-        router = await runtime.start_generators(await starting_model(config, runtime, watcher=watcher))
+        router = await runtime.start_generators(await starting_model(config, runtime, emit=watcher.event))
         watcher.phase("evaluation", len(questions))
         return await ask(questions, settings, config=config, runtime=runtime, router=router, on_group=watcher.group)
 

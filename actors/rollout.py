@@ -49,7 +49,7 @@ async def rollout(config: Config, *, out: Path, run_dir: Path, concurrency: int,
     try:
         async with LocalRuntime(config, run_dir) as runtime:
             dataset = runtime.prompts(config.data)
-            model_path = await starting_model(config, runtime, watcher=watcher)
+            model_path = await starting_model(config, runtime, emit=watcher.event)
             with partial.open("wb") as lines:
 
                 def write(group: TrajectoryGroup) -> None:

@@ -36,6 +36,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     success_before: float | None = None
     """Greedy, on the evaluation data, before the first RL step; null without evaluation."""
     success_after: float | None = None
+    success_control: float | None = None
+    """Of the starting model after more supervised steps for as long as RL took; null without a control."""
     num_tool_calls_requested: int = 0
     num_tool_calls_executed: int = 0
     error: str = ""

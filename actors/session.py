@@ -12,7 +12,6 @@ from actors.evaluate import grow_all
 from actors.materials import materialise
 from actors.runtime import LocalRuntime
 from actors.sft import starting_model
-from actors.watcher import Watcher
 from engine.types import Prompt, Trajectory, TrajectoryGroup
 from tools.schema import Tool
 
@@ -44,7 +43,7 @@ class Session:
             scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="arpo-session-"))
             runtime = LocalRuntime(self._config, Path(scratch), tools=self._tools, reward=self._reward)
             self._runtime = await stack.enter_async_context(runtime)
-            model_path = await starting_model(self._config, runtime, watcher=Watcher())
+            model_path = await starting_model(self._config, runtime, emit=lambda event: None)
             self._router = await runtime.start_generators(model_path)
             self._stack = stack.pop_all()
         return self

@@ -1,47 +1,83 @@
 """The supervised cold start: nll steps on traces, through the same learner as everything else."""
 
 import logging
-from collections.abc import Iterator, Sequence
+import shutil
+import statistics
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+import msgspec
 
 from actors.config import Config, SftConfig
 from actors.materials import fingerprint
 from actors.runtime import LocalRuntime
-from actors.watcher import Watcher
 from engine.coins import coin, seed_of
-from engine.errors import ConfigError, DataError
+from engine.errors import ConfigError, DataError, LearnerError
+from engine.events import AnyEvent, PhaseStarted, SupervisedStep
 from engine.traces import read_traces, tokenise
-from engine.types import Sample
+from engine.types import Sample, StepReport
 from learner.config import Nll
 
 logger = logging.getLogger(__name__)
 
+LOSS_WINDOW = 20
+"""Steps over which `until_loss` looks at the mean loss."""
+REPORTS = "cold_start.jsonl"
+"""In the folder of a made model: the reports of the steps that made it."""
+
 
 class ColdStart:
-    """Traces that were read and found usable, to be trained on later; no process has started for them."""
+    """One stage: traces that were read and found usable, to be trained on later; no process has started for them."""
 
-    def __init__(self, config: SftConfig, runtime: LocalRuntime, *, seed: int) -> None:
-        """Raises `ConfigError` or `DataError` for settings and traces that cannot be used."""
+    def __init__(self, config: SftConfig, runtime: LocalRuntime, *, seed: int, key: str) -> None:
+        """`key` names the stage in errors. Raises `ConfigError` or `DataError` for what cannot be used."""
         if not isinstance(config.learner.loss, Nll):
-            raise ConfigError("a cold start needs loss.kind = 'nll' - at $.sft.learner.loss")
+            raise ConfigError(f"a cold start needs loss.kind = 'nll' - at $.{key}.learner.loss")
         self._shares = config.shares or (1.0,) * len(config.traces)
         if len(self._shares) != len(config.traces):
-            raise ConfigError(f"{len(self._shares)} shares for {len(config.traces)} files of traces - at $.sft.shares")
+            raise ConfigError(
+                f"{len(self._shares)} shares for {len(config.traces)} files of traces - at $.{key}.shares"
+            )
+        if config.until_loss is not None and config.steps < LOSS_WINDOW:
+            raise ConfigError(
+                f"until_loss is about {LOSS_WINDOW} steps, there are {config.steps} - at $.{key}.until_loss"
+            )
         self._config = config
         self._runtime = runtime
         self._seed = seed
-        self._files = [_samples(path, config, runtime) for path in config.traces]
+        self._key = key
+        self._files = [_samples(path, config, runtime, key=key) for path in config.traces]
 
-    async def run(self, target: Path, *, watcher: Watcher) -> None:
-        """Train on the traces and write the model to `target`, a Hugging Face folder, whole or not at all."""
+    async def run(self, model_path: str, target: Path, *, emit: Callable[[AnyEvent], None]) -> None:
+        """Train the model of `model_path` on the traces and write it to `target`, a Hugging Face folder, whole or not
+        at all. Raises `LearnerError` where `until_loss` is not reached."""
         from learner.sft import batch_of
 
-        config, model_path = self._config, self._runtime.model_path
+        config = self._config
         batches = _draws(self._files, self._shares, batch_size=config.batch_size, seed=self._seed)
+        reports: list[StepReport] = []
+        losses: deque[float] = deque(maxlen=LOSS_WINDOW)
         async with self._runtime.learner(config=config.learner, model_path=model_path, name="sft") as trainer:
-            for step in range(1, config.steps + 1):
-                watcher.sft_step(await trainer.step(batch_of(step, next(batches))))
-            await trainer.export_hf(str(target))
+            while len(reports) < config.steps and not self._is_reached(losses):
+                report = await trainer.step(batch_of(len(reports) + 1, next(batches)))
+                emit(SupervisedStep(report=report))
+                reports.append(report)
+                losses.append(report.loss)
+            if config.until_loss is not None and not self._is_reached(losses):
+                raise LearnerError(
+                    f"the cold start does not learn: a loss of {statistics.fmean(losses):.3f} after {config.steps} "
+                    f"steps, not below {config.until_loss} - at $.{self._key}.until_loss"
+                )
+            scratch = target.with_name(f".{target.name}")
+            await trainer.export_hf(str(scratch))
+        (scratch / REPORTS).write_bytes(b"".join(msgspec.json.encode(report) + b"\n" for report in reports))
+        shutil.rmtree(target, ignore_errors=True)
+        scratch.rename(target)
+
+    def _is_reached(self, losses: deque[float]) -> bool:
+        limit = self._config.until_loss
+        return limit is not None and len(losses) == LOSS_WINDOW and statistics.fmean(losses) < limit
 
 
 class StartingModel:
@@ -49,28 +85,37 @@ class StartingModel:
 
     def __init__(self, config: Config, runtime: LocalRuntime) -> None:
         """Raises `ConfigError` or `DataError` for traces that cannot be used."""
-        self._path = Path(runtime.model_path)
-        self._cold_start: ColdStart | None = None
-        self._num_steps = 0
-        if config.sft is not None:
-            name = f"sft-{fingerprint((config.sft, config.renderer, runtime.model_path, config.run.seed))}"
-            self._path = Path(config.run.dir) / "made" / name
-            if not self._path.exists():
-                self._cold_start = ColdStart(config.sft, runtime, seed=config.run.seed)
-                self._num_steps = config.sft.steps
+        self._base = runtime.model_path
+        self._stages: list[tuple[SftConfig, Path, ColdStart | None]] = []
+        path = Path(self._base)
+        for number, stage in enumerate(config.sft):
+            description = (stage, config.renderer, str(path), config.run.seed)
+            path = Path(config.run.dir) / "made" / f"sft-{fingerprint(description)}"
+            seed = seed_of(config.run.seed, "cold start", number)
+            cold_start = None if path.exists() else ColdStart(stage, runtime, seed=seed, key=f"sft.{number}")
+            self._stages.append((stage, path, cold_start))
 
-    async def make(self, *, watcher: Watcher) -> str:
-        """The path of the model, after its cold start where there is one to be done."""
-        if self._cold_start is not None:
-            watcher.phase("supervised cold start", self._num_steps)
-            await self._cold_start.run(self._path, watcher=watcher)
-            self._cold_start = None
-        return str(self._path)
+    async def make(self, *, emit: Callable[[AnyEvent], None]) -> str:
+        """The path of the model, after those stages that are still to be done.
+
+        Of a stage that was made earlier, the reports of its steps are emitted again.
+        """
+        path = self._base
+        for number, (stage, target, cold_start) in enumerate(self._stages, start=1):
+            name = "cold start" if len(self._stages) == 1 else f"cold start {number} of {len(self._stages)}"
+            emit(PhaseStarted(name=name if cold_start else f"{name}, made earlier", total=stage.steps))
+            if cold_start is None:
+                for line in (target / REPORTS).read_bytes().splitlines():
+                    emit(SupervisedStep(report=msgspec.json.decode(line, type=StepReport)))
+            else:
+                await cold_start.run(path, target, emit=emit)
+            path = str(target)
+        return path
 
 
-async def starting_model(config: Config, runtime: LocalRuntime, *, watcher: Watcher) -> str:
+async def starting_model(config: Config, runtime: LocalRuntime, *, emit: Callable[[AnyEvent], None]) -> str:
     """The path of the model a run starts from, made where need be. Raises as `StartingModel` does."""
-    return await StartingModel(config, runtime).make(watcher=watcher)
+    return await StartingModel(config, runtime).make(emit=emit)
 
 
 def _draws(files: list[list[Sample]], shares: Sequence[float], *, batch_size: int, seed: int) -> Iterator[list[Sample]]:
@@ -96,14 +141,14 @@ def _draws(files: list[list[Sample]], shares: Sequence[float], *, batch_size: in
         yield [one() for _ in range(batch_size)]
 
 
-def _samples(path: str, config: SftConfig, runtime: LocalRuntime) -> list[Sample]:
+def _samples(path: str, config: SftConfig, runtime: LocalRuntime, *, key: str) -> list[Sample]:
     from learner.sft import sample_of
 
     samples: list[Sample] = []
     for row, trace in enumerate(read_traces(path)):
         token_ids, is_trained = tokenise(trace, tokenizer=runtime.tokenizer, renderer=runtime.renderer)
         if token_ids.size > config.max_tokens:
-            raise DataError(f"{path}: trace {row} has {token_ids.size} tokens, sft.max_tokens is {config.max_tokens}")
+            raise DataError(f"{path}: trace {row} has {token_ids.size} tokens, {key}.max_tokens is {config.max_tokens}")
         samples.append(sample_of(f"{Path(path).stem}-{row}", token_ids=token_ids, is_trained=is_trained, row=row))
     if not samples:
         raise DataError(f"{path}: no traces")

@@ -1,34 +1,29 @@
 """`arpo train`: one run from its configuration to its summary, or from where it was interrupted."""
 
 import asyncio
-import logging
-import shutil
-import time
-from collections.abc import Callable
-from typing import BinaryIO
-
-import msgspec
+from collections.abc import Awaitable, Callable
 
 from actors.config import Config
+from actors.control import run_control
 from actors.materials import materialise
 from actors.measure import ask
-from actors.run_dir import RunDir, Status, Summary, write_whole
+from actors.remote import RemoteTrainer
+from actors.report.report import write_report
+from actors.run_dir import RunDir, Status, Summary
+from actors.run_log import RunLog
 from actors.runtime import LocalRuntime
 from actors.sft import StartingModel
 from actors.watcher import Watcher
-from engine import journal as journals
-from engine.config import digest
 from engine.controller import Controller
 from engine.errors import cause
-from engine.events import AnyEvent, Checkpointed, Evaluated, RunStarted, StepFinished
-from engine.journal import Journal
-from engine.metrics import MetricsFold, StepMetrics
-from engine.run_state import RunState
+from engine.events import ControlEvaluated, Evaluated, PhaseStarted
+from engine.generator_load import measured
+from engine.inference.router import Router
+from engine.types import WeightRef
 from learner.advantage import estimate
 
-logger = logging.getLogger(__name__)
-
-KEPT_CHECKPOINTS = 2
+LEARNING = "reinforcement learning"
+"""Name of the phase."""
 
 
 async def train(config: Config, run: RunDir, *, watcher: Watcher, is_fresh: bool = False) -> Summary:
@@ -52,21 +47,23 @@ async def train(config: Config, run: RunDir, *, watcher: Watcher, is_fresh: bool
 
 async def _train(config: Config, run: RunDir, runtime: LocalRuntime, inputs: "Inputs", *, watcher: Watcher) -> Summary:
     run.write_config(config)
-    training = Training(config, run, watcher=watcher)
     status: Status = "failed"
     error = ""
-    try:
-        await training.run(runtime, inputs)
-        status = "finished"
-    except asyncio.CancelledError:
-        status = "interrupted"
-        raise
-    except BaseException as failure:
-        error = str(cause(failure))
-        raise
-    finally:
-        summary = training.summary(status=status, error=error)
-        run.write_summary(summary)
+    with RunLog(config, run, watcher=watcher) as log:
+        try:
+            await Training(runtime.config, run, log, watcher=watcher).run(runtime, inputs)
+            status = "finished"
+        except asyncio.CancelledError:
+            status = "interrupted"
+            raise
+        except BaseException as failure:
+            error = str(cause(failure))
+            raise
+        finally:
+            summary = log.summary(status=status, error=error)
+            run.write_summary(summary)
+    watcher.phase("report", None)
+    write_report(run, text=runtime.renderer.text)
     return summary
 
 
@@ -84,116 +81,95 @@ class Inputs:
 class Training:
     """The parts of one training run, put together and run once."""
 
-    def __init__(self, config: Config, run: RunDir, *, watcher: Watcher) -> None:
+    def __init__(self, config: Config, run: RunDir, log: RunLog, *, watcher: Watcher) -> None:
+        """`config` is materialised."""
         self._config = config
         self._run = run
+        self._log = log
         self._watcher = watcher
-        self._state = RunState()
-        self._metrics = MetricsFold()
-        self._evaluations: list[Evaluated] = []
-        self._started_s = time.monotonic()
-        self._base_t = 0.0
-        self._num_starts = 0
 
     async def run(self, runtime: LocalRuntime, inputs: Inputs) -> None:
         """Start what the run needs, train, and leave the model in `hf/`."""
-        config, questions = runtime.config, inputs.questions
-        self._fold_journal()
-        model_path = await inputs.model.make(watcher=self._watcher)
-        self._watcher.phase("start", None)
-        router = await runtime.start_generators(model_path)
-        trainer = await runtime.start_trainer(model_path)
+        log = self._log
+        model_path = await inputs.model.make(emit=log.emit)
+        log.emit(PhaseStarted(name="start"))
+        async with asyncio.TaskGroup() as starts:
+            generators = starts.create_task(runtime.start_generators(model_path), name="start generators")
+            learner = starts.create_task(runtime.start_trainer(model_path), name="start learner")
+        router, trainer = generators.result(), learner.result()
 
-        async def evaluate() -> dict[str, float]:
-            assert config.eval is not None
-            assert questions is not None
-            metrics = await ask(questions, config.eval, config=config, runtime=runtime, router=router)
-            if all(metrics["success"] > before.metrics["success"] for before in self._evaluations):
-                await trainer.export_hf(str(self._run.best))
+        async def ask_all(phase: str) -> dict[str, float]:
+            assert self._config.eval is not None
+            assert inputs.questions is not None
+            # Before and after, so that what an evaluation costs the generators is told apart from what training does.
+            log.emit(await measured(runtime.generators))
+            log.emit(PhaseStarted(name=phase, total=len(inputs.questions)))
+            metrics = await ask(
+                inputs.questions,
+                self._config.eval,
+                config=self._config,
+                runtime=runtime,
+                router=router,
+                on_group=self._watcher.group,
+            )
+            log.emit(await measured(runtime.generators))
             return metrics
 
-        with Journal(self._run.journal) as journal, self._run.metrics.open("ab") as rows:
-            emit = self._emitter(journal, rows)
-            emit(RunStarted(run=self._run.path.name, config_digest=digest(self._config), resumed=self._num_starts))
-            if questions is not None and not self._evaluations:
-                emit(Evaluated(step=0, version=0, metrics=await evaluate()))
-            self._watcher.phase("reinforcement learning", config.train.steps)
-            controller = Controller(
-                config=config.train,
-                rollout_config=config.rollout,
-                state=self._state,
-                prompts=inputs.dataset,
-                rollout=runtime.rollouts(router, config=config.rollout, seed=config.run.seed, emit=emit),
-                credit=lambda group: estimate(group, config.learner.advantage),
-                generators=runtime.generators,
-                trainer=trainer,
-                checkpoint_path=lambda step: str(self._run.checkpoints / f"step-{step:06d}"),
-                emit=emit,
-                evaluate=None if questions is None else evaluate,
-            )
-            await controller.run()
+        async def evaluate() -> dict[str, float]:
+            metrics = await ask_all("evaluation")
+            if all(metrics["success"] > before.metrics["success"] for before in log.evaluations):
+                await trainer.export_hf(str(self._run.best))
+            log.emit(PhaseStarted(name=LEARNING, total=self._config.train.steps))
+            return metrics
+
+        if inputs.questions is not None and not log.evaluations:
+            log.emit(Evaluated(step=0, version=0, metrics=await evaluate()))
+        else:
+            log.emit(PhaseStarted(name=LEARNING, total=self._config.train.steps))
+        await self._learn(runtime, inputs, router, trainer, evaluate=None if inputs.questions is None else evaluate)
         await trainer.export_hf(str(self._run.path / "hf"))
+        if self._config.eval is not None and self._config.eval.control and log.control is None:
+            steps = await self._train_control(runtime, model_path)
+            log.emit(ControlEvaluated(num_steps=steps, metrics=await ask_all("evaluation of the control")))
 
-    def summary(self, *, status: Status, error: str = "") -> Summary:
-        """What the run has come to so far, over all processes that worked on it."""
-        metrics = self._metrics
-        return Summary(
-            status=status,
-            seed=self._config.run.seed,
-            steps=max(self._state.reports, default=0),
-            wall_s=self._now(),
-            train_s=metrics.train_s,
-            success_before=self._evaluations[0].metrics["success"] if self._evaluations else None,
-            success_after=self._evaluations[-1].metrics["success"] if len(self._evaluations) > 1 else None,
-            num_tool_calls_requested=metrics.num_tool_calls_requested,
-            num_tool_calls_executed=metrics.num_tool_calls_executed,
-            error=error,
+    async def _learn(
+        self,
+        runtime: LocalRuntime,
+        inputs: Inputs,
+        router: Router,
+        trainer: RemoteTrainer,
+        *,
+        evaluate: Callable[[], Awaitable[dict[str, float]]] | None,
+    ) -> None:
+        config, emit = self._config, self._log.emit
+        controller = Controller(
+            config=config.train,
+            rollout_config=config.rollout,
+            state=self._log.state,
+            prompts=inputs.dataset,
+            rollout=runtime.rollouts(router, config=config.rollout, seed=config.run.seed, emit=emit),
+            credit=lambda group: estimate(group, config.learner.advantage),
+            generators=runtime.generators,
+            trainer=trainer,
+            checkpoint_path=lambda step: str(self._run.checkpoints / f"step-{step:06d}"),
+            emit=emit,
+            evaluate=evaluate,
         )
+        await controller.run()
 
-    # -- parts ------------------------------------------------------------------------------------------------
-
-    def _fold_journal(self) -> None:
-        """Go on from the journal; `metrics.jsonl` is written anew from it, so it never disagrees."""
-        rows: list[StepMetrics] = []
-        for event in journals.read(self._run.journal):
-            self._state.apply(event)
-            row = self._metrics.apply(event)
-            if row is not None:
-                rows.append(row)
-            if isinstance(event, Evaluated):
-                self._evaluations.append(event)
-        self._base_t = self._state.last_t
-        self._num_starts = self._state.num_starts
-        write_whole(self._run.metrics, b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
-        if self._num_starts:
-            logger.info("%s: going on after step %d", self._run.path, self._state.step)
-
-    def _emitter(self, journal: Journal, rows: BinaryIO) -> Callable[[AnyEvent], None]:
-        def emit(event: AnyEvent) -> None:
-            event = msgspec.structs.replace(event, t=self._now())
-            journal.append(event)
-            row = self._metrics.apply(event)
-            match event:
-                case StepFinished():
-                    self._state.reports[event.report.step] = event.report
-                    if row is not None:
-                        rows.write(msgspec.json.encode(row) + b"\n")
-                        rows.flush()
-                        self._watcher.step(row)
-                case Evaluated():
-                    self._evaluations.append(event)
-                    self._watcher.evaluated(event)
-                case Checkpointed():
-                    journal.sync()
-                    self._prune_checkpoints()
-                case _:
-                    pass
-
-        return emit
-
-    def _prune_checkpoints(self) -> None:
-        for old in sorted(self._run.checkpoints.glob("step-*"))[:-KEPT_CHECKPOINTS]:
-            shutil.rmtree(old)
-
-    def _now(self) -> float:
-        return self._base_t + time.monotonic() - self._started_s
+    async def _train_control(self, runtime: LocalRuntime, model_path: str) -> int:
+        """Make the control's model and have the generators sample from it; returns its steps."""
+        log, target = self._log, self._run.path / "control"
+        steps = await run_control(
+            self._config,
+            runtime,
+            model_path=model_path,
+            target=target,
+            wall_s=log.phases.wall_s(LEARNING),
+            reports=next(phase.reports for phase in reversed(log.phases.phases) if phase.reports),
+            emit=log.emit,
+        )
+        version = max([(await generator.statistics()).version for generator in runtime.generators]) + 1
+        for generator in runtime.generators:
+            await generator.update_weights(WeightRef(version=version, path=str(target)), mode="retract")
+        return steps

@@ -1,6 +1,8 @@
 """Watcher: what a long command tells the person who waits for it."""
 
-from engine.events import Evaluated
+from collections.abc import Sequence
+
+from engine.events import AnyEvent, ControlEvaluated, Evaluated, PhaseStarted, SupervisedStep
 from engine.metrics import StepMetrics
 from engine.types import StepReport, TrajectoryGroup
 
@@ -8,8 +10,25 @@ from engine.types import StepReport, TrajectoryGroup
 class Watcher:
     """Does nothing unless overridden; `display.Display` is the one with a terminal."""
 
+    def event(self, event: AnyEvent) -> None:
+        """Hear of an event: calls the method that it is for, if there is one."""
+        match event:
+            case PhaseStarted():
+                self.phase(event.name, event.total)
+            case SupervisedStep():
+                self.sft_step(event.report)
+            case Evaluated():
+                self.evaluated(event)
+            case ControlEvaluated():
+                self.control_evaluated(event)
+            case _:
+                pass
+
     def phase(self, name: str, total: int | None) -> None:
         """A part of the command begins; `total` counts what it will report, where that is known."""
+
+    def resumed(self, rows: Sequence[StepMetrics], evaluations: Sequence[Evaluated]) -> None:
+        """What earlier processes of this run came to; before the first `step`."""
 
     def sft_step(self, report: StepReport) -> None:
         """One step of the cold start."""
@@ -22,3 +41,6 @@ class Watcher:
 
     def evaluated(self, event: Evaluated) -> None:
         """The policy was measured."""
+
+    def control_evaluated(self, event: ControlEvaluated) -> None:
+        """What RL is compared with was measured."""

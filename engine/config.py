@@ -57,7 +57,8 @@ def decode(raw: dict[str, Any], kind: type[S], *, source: str) -> S:
 def apply_override(raw: dict[str, Any], override: str) -> None:
     """Apply one `a.b=value` to a plain dictionary in place.
 
-    The value is TOML; a bare word is a string; nothing behind `=` removes the key, so that its default applies.
+    The value is TOML; a bare word is a string; nothing behind `=` removes the key, so that its default applies. A
+    number names an element of an array: `sft.0.steps=3`.
 
     >>> raw = {"rollout": {"size": 8}}
     >>> apply_override(raw, "rollout.size=16"); apply_override(raw, "run.name=first"); raw
@@ -68,15 +69,26 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     if not separator or not all(names):
         raise ConfigError(f"override {override!r}: expected a.b=value")
     table: dict[str, Any] = raw
-    for depth, name in enumerate(names[:-1]):
-        child: Any = table.setdefault(name, {})
-        if not isinstance(child, dict):
-            raise ConfigError(f"override {override!r}: {'.'.join(names[: depth + 1])} is a value, not a section")
+    place = 0
+    while place < len(names) - 1:
+        child: Any = table.setdefault(names[place], {})
+        place += 1
+        if isinstance(child, list):
+            child = _element(cast("list[Any]", child), names[place], override=override)
+            place += 1
+        if not isinstance(child, dict) or place == len(names):
+            raise ConfigError(f"override {override!r}: {'.'.join(names[:place])} is a value, not a section")
         table = cast("dict[str, Any]", child)
     if text.strip():
         table[names[-1]] = _toml_value(text.strip())
     else:
         table.pop(names[-1], None)
+
+
+def _element(values: list[Any], name: str, *, override: str) -> Any:
+    if not name.isdecimal() or int(name) >= len(values):
+        raise ConfigError(f"override {override!r}: {name!r} is none of the {len(values)} places of an array")
+    return values[int(name)]
 
 
 def _toml_value(text: str) -> Any:
@@ -97,10 +109,11 @@ def digest(config: Section) -> str:
 
 
 def differences(one: Section, other: Section) -> list[str]:
-    """Keys in which two configurations differ, as `section.key`."""
+    """Keys in which two configurations differ, as `section.key`, or `section.0.key` in an array of sections."""
     keys: list[str] = []
 
     def compare(a: Any, b: Any, path: str) -> None:
+        a, b = _numbered(a), _numbered(b)
         if isinstance(a, dict) and isinstance(b, dict):
             names: set[str] = {*a, *b}  # pyright: ignore[reportUnknownArgumentType]
             for name in sorted(names):
@@ -110,3 +123,10 @@ def differences(one: Section, other: Section) -> list[str]:
 
     compare(msgspec.to_builtins(one), msgspec.to_builtins(other), "")
     return keys
+
+
+def _numbered(value: Any) -> Any:
+    """An array of sections as one section with numbers for keys; anything else as it is."""
+    if not isinstance(value, tuple) or not all(isinstance(entry, dict) for entry in cast("tuple[Any, ...]", value)):
+        return value  # pyright: ignore[reportUnknownVariableType]
+    return {str(place): entry for place, entry in enumerate(cast("tuple[Any, ...]", value))}

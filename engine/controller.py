@@ -33,6 +33,7 @@ from engine.events import (
     StepFinished,
     WeightsPublished,
 )
+from engine.generator_load import measured
 from engine.interfaces import Generator, Prompts, Trainer
 from engine.rollout_config import RolloutConfig
 from engine.run_state import RunState
@@ -278,6 +279,7 @@ class Controller:
                 updates.create_task(within(self._deadline_s, update, name=name), name=name)
         self._emit(WeightsPublished(version=ref.version, step=step, prompt_ids=tuple(names)))
         await self._buffer.release(version=ref.version)
+        self._emit(await measured(self._generators))
 
     async def _quiet(self) -> None:
         """Wait until all slots are taken (or nothing is left to admit) and no rollout runs."""

@@ -41,6 +41,20 @@ class RunStarted(Event, frozen=True):
     resumed: int = 0
 
 
+class PhaseStarted(Event, frozen=True):
+    """A part of the run began, such as its cold start; it lasts until the next one begins or the run ends."""
+
+    name: str
+    total: int | None = None
+    """How many steps or questions it has, where that is known."""
+
+
+class SupervisedStep(Event, frozen=True):
+    """An optimiser step on traces: of the cold start, or of the control."""
+
+    report: StepReport
+
+
 class PromptAdmitted(TreeEvent, frozen=True):
     """A prompt took a slot of the buffer."""
 
@@ -194,6 +208,21 @@ class Evaluated(Event, frozen=True):
     metrics: dict[str, float]
 
 
+class ControlEvaluated(Event, frozen=True):
+    """What more supervised steps make of the starting model, in the time RL took, was measured as RL was."""
+
+    num_steps: int
+    metrics: dict[str, float]
+
+
+class GeneratorsMeasured(Event, frozen=True):
+    """What all generators had done by now, since they started."""
+
+    busy_s: float
+    """Seconds in forward passes, summed over generators."""
+    num_sampled_tokens: int
+
+
 class RunFinished(Event, frozen=True):
     """The run reached its end."""
 
@@ -213,5 +242,15 @@ AnyTreeEvent = (
     | GroupRefused
 )
 AnyEvent = AnyTreeEvent | (
-    RunStarted | BatchTaken | StepFinished | WeightsPublished | Checkpointed | Evaluated | RunFinished
+    RunStarted
+    | PhaseStarted
+    | SupervisedStep
+    | BatchTaken
+    | StepFinished
+    | WeightsPublished
+    | Checkpointed
+    | Evaluated
+    | ControlEvaluated
+    | GeneratorsMeasured
+    | RunFinished
 )

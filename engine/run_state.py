@@ -7,13 +7,17 @@ from engine.events import (
     AnyEvent,
     BatchTaken,
     Checkpointed,
+    ControlEvaluated,
     Evaluated,
+    GeneratorsMeasured,
     GroupFinished,
     GroupRefused,
+    PhaseStarted,
     PromptAdmitted,
     RunFinished,
     RunStarted,
     StepFinished,
+    SupervisedStep,
     WeightsPublished,
 )
 from engine.tree import TreeBuilder
@@ -104,6 +108,8 @@ class RunState:
                 self.evaluated_step = event.step
             case RunFinished():
                 self.is_finished = True
+            case PhaseStarted() | SupervisedStep() | ControlEvaluated() | GeneratorsMeasured():
+                pass
             case _:
                 self._tree(event.prompt_id).apply(event)
 

@@ -34,7 +34,8 @@ DOORS: dict[str, tuple[str, ...]] = {
     "asyncio_throttle": ("tools/executor.py",),
     "bm25s": ("tools/search.py",),
     "flash_attn": ("learner/attention*.py",),
-    "jinja2": ("engine/chat_template.py",),
+    "jinja2": ("engine/chat_template.py", "actors/report/page.py"),
+    "matplotlib": ("actors/report/plots.py",),
     "megatron": ("learner/mcore.py",),
     "psutil": ("actors/*",),
     "pyarrow": ("engine/dataset_files.py", "tools/toolworld_files.py"),
@@ -48,9 +49,9 @@ DOORS: dict[str, tuple[str, ...]] = {
     "transformers": ("actors/bench/*",),
 }
 """Dependency to the only files that may import it; `*` matches any depth."""
-ONE_FILE = ("asyncio_throttle", "bm25s", "jinja2", "ray", "rich")
+ONE_FILE = ("asyncio_throttle", "bm25s", "matplotlib", "ray", "rich")
 """Dependencies that one file may import, whatever the pattern allows."""
-PRINTERS = ("actors/cli.py", "actors/launch.py", "tools/python_child.py", "*/__main__.py")
+PRINTERS = ("actors/cli.py", "actors/launch.py", "tools/python_server.py", "*/__main__.py")
 """Programs: what they print is their answer."""
 NAMELESS = {"utils", "util", "helpers", "helper", "common", "misc"}
 MAX_FILE_LINES = 300

@@ -259,7 +259,7 @@ def test_wall_time_runs_from_the_first_batch_to_the_last_weights() -> None:
 
 def test_the_configuration_of_the_overlap_is_one() -> None:
     config = configuration.load(CONFIG, Config)
-    assert config.sft is not None
+    assert len(config.sft) == 1
     assert config.runtime.threads == 1
 
 

@@ -53,7 +53,7 @@ class Home:
             size = 2
             [rollout.sampling]
             max_response_tokens = 8
-            [sft]
+            [[sft]]
             traces = ["{path / "traces.jsonl"}"]
             steps = 1
             [sft.learner]
@@ -125,10 +125,15 @@ def refused(home: Home, capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         (["generator.max_kv_tokens=10"], r"do not fit into 10 "),
         (["model.path={home}/nowhere"], r"nowhere: no model folder there .*at \$.model.path"),
         (["tools.search.corpus={home}/none.jsonl"], r"none.jsonl.*at \$.tools.search.corpus"),
-        (['sft.traces=["{home}/none.jsonl"]'], r"none.jsonl: No such file"),
-        (["sft.shares=[0.5, 0.5]"], r"2 shares for 1 files of traces - at \$.sft.shares"),
-        (["sft.max_tokens=2"], r"traces.jsonl: trace 0 has \d+ tokens, sft.max_tokens is 2"),
-        (["sft.learner.loss.kind=ppo"], r"needs loss.kind = 'nll' - at \$.sft.learner.loss"),
+        (['sft.0.traces=["{home}/none.jsonl"]'], r"none.jsonl: No such file"),
+        (["sft.0.shares=[0.5, 0.5]"], r"2 shares for 1 files of traces - at \$.sft.0.shares"),
+        (["sft.0.until_loss=1.0"], r"until_loss is about 20 steps, there are 1 - at \$.sft.0.until_loss"),
+        (["sft.0.until_loss=0"], r"Expected `float` > 0.0 - at `\$.sft\[0\].until_loss`"),
+        (["sft.0.max_tokens=2"], r"traces.jsonl: trace 0 has \d+ tokens, sft.0.max_tokens is 2"),
+        (["sft.0.learner.loss.kind=ppo"], r"needs loss.kind = 'nll' - at \$.sft.0.learner.loss"),
+        (["sft.1.steps=3"], r"override 'sft.1.steps=3': '1' is none of the 1 places of an array"),
+        (["sft.steps=3"], r"override 'sft.steps=3': 'steps' is none of the 1 places of an array"),
+        (["sft=", "eval.control=true"], r"run.toml: a control goes on with a cold start, .* - at \$.eval.control"),
         (["run.dir={home}/run.toml"], r"run.toml/run-1: Not a directory - at \$.run.dir"),
     ],
 )
@@ -191,8 +196,8 @@ def test_fresh_keeps_the_old_run_until_the_input_is_good(home: Home, capsys: pyt
         (["eval", "{config}", "--json", "{home}/none/x.json"], r"--json .*/none/x.json: no such folder"),
         (["eval", "{config}", "--k", "0"], r"`int` >= 1 - at `\$.eval.samples`"),
         (["eval", "{config}", "eval="], r"no \[eval\] section, and no --data - at \$.eval"),
-        (["sft", "{config}", "sft="], r"no \[sft\] section - at \$.sft"),
-        (["sft", "{config}", "sft.steps=0"], r"`int` >= 1 - at `\$.sft.steps`"),
+        (["sft", "{config}", "sft="], r"no \[\[sft\]\] section - at \$.sft"),
+        (["sft", "{config}", "sft.0.steps=0"], r"`int` >= 1 - at `\$.sft\[0\].steps`"),
         (["export", "{home}/none", "--hf", "{home}/hf"], r"no run there \(config.json is missing\)"),
         (["bench", "nothing"], r"invalid choice: 'nothing'"),
         (["tarin", "{config}"], r"invalid choice: 'tarin'"),

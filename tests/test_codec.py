@@ -22,6 +22,7 @@ JSON = st.recursive(
     max_leaves=4,
 )
 LEAVES: dict[Any, st.SearchStrategy[Any]] = {
+    type(None): st.none(),
     bool: st.booleans(),
     int: st.integers(-(2**63), 2**63 - 1),
     float: st.floats(),

@@ -33,6 +33,7 @@ class Run(Section):
 class Whole(Section):
     run: Run = Run()
     learner: Learner = Learner()
+    stages: tuple[Learner, ...] = ()
 
 
 def loaded(tmp_path: Path, text: str, *overrides: str) -> Whole:
@@ -105,6 +106,32 @@ def test_an_override_cannot_reach_into_a_value() -> None:
         overridden("run.seed=1", "run.seed.low=2")
 
 
+def test_a_number_names_an_element_of_an_array(tmp_path: Path) -> None:
+    text = "[[stages]]\nlr = 1e-3\n[[stages]]\n"
+    whole = loaded(tmp_path, text, "stages.1.lr=1e-4", "stages.0.clip=0.5", "stages.0.lr=")
+    assert whole.stages == (Learner(clip=0.5), Learner(lr=1e-4))
+    # What the second element is told says nothing to the first.
+    assert loaded(tmp_path, text, "stages.1.clip=0.9").stages == (Learner(lr=1e-3), Learner(clip=0.9))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stages.2.lr=1", "'2' is none of the 2 places of an array"),
+        ("stages.-1.lr=1", "'-1' is none of the 2 places of an array"),
+        ("stages.lr=1", "'lr' is none of the 2 places of an array"),
+        ("stages.first.lr=1", "'first' is none of the 2 places of an array"),
+        ("stages.0=1", "stages.0 is a value, not a section"),
+        ("stages.0.lr.high=1", "stages.0.lr is a value, not a section"),
+        ("run.stop.0.x=1", "run.stop.0 is a value, not a section"),
+    ],
+)
+def test_an_override_cannot_reach_past_an_array(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        loaded(tmp_path, "[run]\nstop = ['a']\n[[stages]]\nlr = 1e-3\n[[stages]]\n", override)
+    assert str(caught.value).endswith(f"override {override!r}: {message}")
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [
@@ -164,3 +191,9 @@ def test_differences_are_named_key_by_key() -> None:
     other = Whole(run=Run(name="x", stop=("a",)), learner=Learner(clip=0.3))
     assert config.differences(Whole(), other) == ["learner.clip", "run.name", "run.stop"]
     assert config.differences(other, other) == []
+
+
+def test_differences_in_an_array_are_named_by_their_place() -> None:
+    one, other = (Whole(stages=(Learner(), Learner(clip=clip))) for clip in (0.2, 0.3))
+    assert config.differences(one, other) == ["stages.1.clip"]
+    assert config.differences(one, Whole()) == ["stages.0", "stages.1"]

@@ -24,6 +24,7 @@ from engine.events import (
     Checkpointed,
     Evaluated,
     Forked,
+    GeneratorsMeasured,
     GroupRefused,
     PathStarted,
     PromptAdmitted,
@@ -44,7 +45,7 @@ from engine.tokenizer import HfTokenizer, load_tokenizer
 from engine.tokenizer_tiny import make_word_tokenizer
 from engine.train_config import TrainConfig
 from engine.tree import TreeBuilder
-from engine.types import NodeKind, Prompt, Reward, Sample, TrajectoryGroup
+from engine.types import GeneratorStatistics, NodeKind, Prompt, Reward, Sample, TrajectoryGroup
 from tools.faults import ScriptedTools
 
 
@@ -72,6 +73,14 @@ class Rows:
         return prompt.row
 
 
+class BusyGenerator(ScriptedGenerator):
+    """Spends 10 ms in a forward pass for each token."""
+
+    async def statistics(self) -> GeneratorStatistics:
+        found = await super().statistics()
+        return msgspec.structs.replace(found, busy_s=found.num_sampled_tokens / 100)
+
+
 class World:
     """A whole control plane with scripted neighbours. `run` ends it; `cancel_at` kills it on the way."""
 
@@ -90,11 +99,13 @@ class World:
         trainer: ScriptedTrainer | None = None,
         events: list[AnyEvent] | None = None,
         seed: int = 0,
+        num_generators: int = 1,
     ) -> None:
         search = tokenizer.encode("<search> one </search>")
         answer = [*tokenizer.encode("<answer> two </answer>"), tokenizer.eos_token_ids[0]]
         words = np.array(tokenizer.encode("one two three note"), np.int32)
         self.train, self.rollout_config, self.seed = train, rollout, seed
+        self.num_generators = num_generators
         self.script = random_script(calls=[search], answer=answer, words=words, num_words=12, token_s=token_s)
         reward = msgspec.json.encode(Reward(score=1.0)).decode()
         self.tools = ScriptedTools(
@@ -113,7 +124,7 @@ class World:
         self.end_s = 0.0
 
     async def main(self) -> None:
-        self.generator = ScriptedGenerator(self.script, version=self.state.version)
+        self.generators = [BusyGenerator(self.script, version=self.state.version) for _ in range(self.num_generators)]
         controller = Controller(
             config=self.train,
             rollout_config=self.rollout_config,
@@ -121,7 +132,7 @@ class World:
             prompts=self.rows,
             rollout=self.grow,
             credit=self.credit,
-            generators=[self.generator],
+            generators=self.generators,
             trainer=self.trainer,
             checkpoint_path=lambda step: f"checkpoint-{step}",
             emit=self.emit,
@@ -143,7 +154,7 @@ class World:
             config=self.rollout_config,
             seed=self.seed,
             cohort=cohort,
-            generator=self.generator,
+            generator=self.generators[tree.prompt.row % self.num_generators],
             tools=self.tools,
             renderer=self.renderer,
             vocab_size=self.vocab_size,
@@ -214,6 +225,22 @@ def test_slots_are_released_only_after_every_generator_has_the_weights(tokenizer
     for batch in world.trainer.batches:
         for sample in batch.samples:
             assert sample.group.oldest_version == batch.step - 1, "on-policy: no group is born under older weights"
+
+
+def test_all_generators_are_measured_together_behind_every_publication(tokenizer: HfTokenizer) -> None:
+    train = TrainConfig(batch_size=4, max_staleness=1)
+    world = World(tokenizer, train=train, rollout=small(), num_generators=2).run()
+    measured = world.of(GeneratorsMeasured)
+    kinds = [type(e) for e in world.events if isinstance(e, WeightsPublished | GeneratorsMeasured)]
+    assert kinds == [WeightsPublished, GeneratorsMeasured] * 6
+    counts = [event.num_sampled_tokens for event in measured]
+    assert counts == sorted(counts)
+    by_generator = Counter({0: 0, 1: 0})
+    for event in world.of(TokensSampled):
+        by_generator[int(event.prompt_id[-3:]) % 2] += event.token_ids.size
+    assert min(by_generator.values()) > 0
+    assert counts[-1] == sum(by_generator.values())
+    assert [event.busy_s for event in measured] == pytest.approx([count / 100 for count in counts])
 
 
 def test_generation_and_training_overlap(tokenizer: HfTokenizer) -> None:

@@ -17,11 +17,14 @@ from engine.events import (
     AnyEvent,
     BatchTaken,
     Checkpointed,
+    ControlEvaluated,
     Evaluated,
+    PhaseStarted,
     PromptAdmitted,
     RunFinished,
     RunStarted,
     StepFinished,
+    SupervisedStep,
     ToolFinished,
 )
 from engine.run_state import RunState
@@ -36,6 +39,8 @@ num_drills = 100
 num_train = 120
 num_valid = 8
 num_test = 8
+hops = [1.0]
+crowded = 0.0
 [model]
 kind = "tiny"
 tokenizer = "words"
@@ -61,9 +66,18 @@ path = "world:valid"
 [tools.search]
 corpus = "world:corpus"
 top_k = 1
-[sft]
+[[sft]]
+traces = ["world:drills"]
+steps = 20
+batch_size = 16
+[sft.learner]
+lr = 1e-2
+dtype = "float32"
+[sft.learner.loss]
+kind = "nll"
+[[sft]]
 traces = ["world:sft"]
-steps = 100
+steps = 80
 batch_size = 16
 [sft.learner]
 lr = 1e-2
@@ -117,9 +131,9 @@ class Place:
         assert process.returncode == code, said
         return said
 
-    def interrupt(self, name: str, *, at: str, by: signal.Signals) -> tuple[int, list[psutil.Process]]:
+    def interrupt(self, name: str, *arguments: str, at: str, by: signal.Signals) -> tuple[int, list[psutil.Process]]:
         """Send a signal when a line has `at` in it; returns the exit code, and the children there were."""
-        process = self.start(name)
+        process = self.start(name, *arguments)
         assert process.stderr is not None
         try:
             for line in process.stderr:
@@ -234,9 +248,47 @@ def test_an_interruption_while_processes_start_leaves_none_of_them(place: Place)
     assert not [p for p in psutil.process_iter(["cwd", "cmdline"]) if _is_ours(p, place.path)]
 
 
+def test_the_cold_start_is_made_once_and_every_run_knows_its_steps(place: Place) -> None:
+    made = {path.name for path in (place.path / "runs" / "made").glob("sft-*")}
+    place.finish("second", "train.steps=2")
+    assert {path.name for path in (place.path / "runs" / "made").glob("sft-*")} == made
+    for name, earlier in (("base", ""), ("second", ", made earlier")):
+        events = place.events(name)
+        phases = [event.name for event in events if isinstance(event, PhaseStarted)]
+        assert phases[:3] == [f"cold start 1 of 2{earlier}", f"cold start 2 of 2{earlier}", "start"]
+        steps = [event.report for event in events if isinstance(event, SupervisedStep)]
+        assert [report.step for report in steps] == [*range(1, 21), *range(1, 81)]
+        assert steps[-1].loss < steps[20].loss
+
+
+def test_a_control_follows_the_run_and_is_begun_anew_where_it_was_interrupted(place: Place) -> None:
+    code, children = place.interrupt("compared", "eval.control=true", at=": control", by=signal.SIGINT)
+    assert code == 75
+    assert gone(children)
+    before = place.summary("compared")
+    assert (before["status"], before["steps"], before["success_control"]) == ("interrupted", STEPS, None)
+    place.finish("compared", "eval.control=true")
+
+    events = place.events("compared")
+    (control,) = (event for event in events if isinstance(event, ControlEvaluated))
+    assert events[-1] is control
+    after = place.summary("compared")
+    assert (after["status"], after["steps"]) == ("finished", STEPS)
+    assert after["success_control"] == control.metrics["success"]
+    assert [e.report.step for e in events if isinstance(e, StepFinished)] == list(range(1, STEPS + 1))
+    assert [e.step for e in events if isinstance(e, Evaluated)] == [0, 6, 12]
+    begun = [event for event in events if isinstance(event, PhaseStarted) and event.name == "control"]
+    assert len(begun) == 2
+    steps = [e.report.step for e in events[events.index(begun[-1]) :] if isinstance(e, SupervisedStep)]
+    assert steps == list(range(1, control.num_steps + 1))
+    assert begun[-1].total == control.num_steps
+    run = place.path / "runs" / "compared"
+    assert (run / "control" / "model.safetensors").read_bytes() != (run / "hf" / "model.safetensors").read_bytes()
+
+
 def test_fresh_starts_an_unfinished_run_anew(place: Place) -> None:
     place.interrupt("again", at=f" 2/{STEPS}", by=signal.SIGINT)
-    place.finish("again", "--fresh", "run.seed=1", "sft.steps=99", "train.eval_every=6")
+    place.finish("again", "--fresh", "run.seed=1", "sft.1.steps=79", "train.eval_every=6")
     check_finished(place, "again", starts=1)
     assert place.summary("again")["seed"] == 1
 

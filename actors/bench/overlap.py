@@ -58,9 +58,9 @@ class Overlap:
 
         async def cold_start() -> str:
             async with LocalRuntime(config, self._folder) as runtime:
-                return await starting_model(config, runtime, watcher=Watcher())
+                return await starting_model(config, runtime, emit=lambda event: None)
 
-        return msgspec.structs.replace(config, model=HfModel(path=asyncio.run(cold_start())), sft=None)
+        return msgspec.structs.replace(config, model=HfModel(path=asyncio.run(cold_start())), sft=())
 
 
 def timings(events: list[AnyEvent]) -> Record:

@@ -1,0 +1,127 @@
+"""RunLog: what happens in a run, written down and told; every event goes through here once.
+
+event ─> journal (disk) ─> folds: state, metrics, phases ─> metrics.jsonl ─> watcher
+"""
+
+import logging
+import shutil
+import time
+from typing import Self
+
+import msgspec
+
+from actors.config import Config
+from actors.run_dir import RunDir, Status, Summary, write_whole
+from actors.watcher import Watcher
+from engine import journal as journals
+from engine.config import digest
+from engine.events import AnyEvent, Checkpointed, ControlEvaluated, Evaluated, RunStarted, StepFinished
+from engine.journal import Journal
+from engine.metrics import MetricsFold, StepMetrics
+from engine.phases import PhaseFold
+from engine.run_state import RunState
+
+logger = logging.getLogger(__name__)
+
+KEPT_CHECKPOINTS = 2
+
+
+class RunLog:
+    """Opened once for each process that works on a run: reads what the ones before wrote, then goes on.
+
+    A context manager; leaving makes the journal durable.
+    """
+
+    def __init__(self, config: Config, run: RunDir, *, watcher: Watcher) -> None:
+        self.state = RunState()
+        """As the processes before left it; a running controller knows better."""
+        self.num_steps = 0
+        self.phases = PhaseFold()
+        self.evaluations: list[Evaluated] = []
+        self.control: ControlEvaluated | None = None
+        self._config = config
+        self._run = run
+        self._watcher = watcher
+        self._metrics = MetricsFold()
+        self._started_s = time.monotonic()
+        self._base_t = 0.0
+
+    def __enter__(self) -> Self:
+        rows: list[StepMetrics] = []
+        for event in journals.read(self._run.journal):
+            self.state.apply(event)
+            if (row := self._fold(event)) is not None:
+                rows.append(row)
+        self._base_t = self.state.last_t
+        # Written anew from the journal, so it never disagrees with it.
+        write_whole(self._run.metrics, b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+        if self.state.num_starts:
+            logger.info("%s: going on after step %d", self._run.path, self.state.step)
+        self._journal = Journal(self._run.journal)
+        self._rows = self._run.metrics.open("ab")
+        started = RunStarted(run=self._run.path.name, config_digest=digest(self._config), resumed=self.state.num_starts)
+        self.emit(started)
+        self._watcher.resumed(rows, self.evaluations)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._rows.close()
+        self._journal.close()
+
+    @property
+    def now(self) -> float:
+        """Seconds on the clock of the run: of all processes that worked on it."""
+        return self._base_t + time.monotonic() - self._started_s
+
+    def emit(self, event: AnyEvent) -> None:
+        """Take note of an event that happened now."""
+        event = msgspec.structs.replace(event, t=self.now)
+        self._journal.append(event)
+        row = self._fold(event)
+        if row is not None:
+            self._rows.write(msgspec.json.encode(row) + b"\n")
+            self._rows.flush()
+            self._watcher.step(row)
+        self._watcher.event(event)
+        match event:
+            case StepFinished():
+                self.state.reports[event.report.step] = event.report
+            case Checkpointed():
+                self._journal.sync()
+                self._prune_checkpoints()
+            case _:
+                pass
+
+    def summary(self, *, status: Status, error: str = "") -> Summary:
+        """What the run has come to so far, over all processes that worked on it."""
+        success = [event.metrics["success"] for event in self.evaluations]
+        return Summary(
+            status=status,
+            seed=self._config.run.seed,
+            steps=self.num_steps,
+            wall_s=self.now,
+            train_s=self._metrics.train_s,
+            success_before=success[0] if success else None,
+            success_after=success[-1] if len(success) > 1 else None,
+            success_control=None if self.control is None else self.control.metrics["success"],
+            num_tool_calls_requested=self._metrics.num_tool_calls_requested,
+            num_tool_calls_executed=self._metrics.num_tool_calls_executed,
+            error=error,
+        )
+
+    def _fold(self, event: AnyEvent) -> StepMetrics | None:
+        self.phases.apply(event)
+        match event:
+            case StepFinished():
+                self.num_steps = event.report.step
+            case Evaluated():
+                self.evaluations.append(event)
+            case ControlEvaluated():
+                self.control = event
+            case _:
+                pass
+        return self._metrics.apply(event)
+
+    def _prune_checkpoints(self) -> None:
+        for old in sorted(self._run.checkpoints.glob("step-*"))[:-KEPT_CHECKPOINTS]:
+            shutil.rmtree(old)
