@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from actors.quantities import count
 from actors.report.charts import COLOURS, FAINT, Line, Lines
 from actors.report.entropy import FIRST_SEGMENT, NUM_DISTANCES, Contrast, Stretch, by_distance, contrast, stretches
 from actors.report.intervals import Estimate
 from actors.report.plots import draw
 from actors.report.record import GrownTree, RunRecord
-from actors.report.section import Figure, Section, Table, count, number, spread, with_spread
+from actors.report.section import Figure, Section, Table, number, spread, with_spread
 
 
 def entropy_section(record: RunRecord, *, probe_tokens: int) -> Section:

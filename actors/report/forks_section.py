@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from actors.quantities import count
 from actors.report.charts import COLOURS, MUTED, Bar, Bars
 from actors.report.forks import ForkReport, Place, PlaceWorth, report_forks
 from actors.report.intervals import Estimate
@@ -13,7 +14,6 @@ from actors.report.section import (
     Figure,
     Section,
     Table,
-    count,
     counted,
     number,
     percent,

@@ -2,10 +2,11 @@
 
 from statistics import fmean, median
 
+from actors.quantities import count
 from actors.report.charts import BLUE, GREEN, OCHRE, RUST, Line, Lines
 from actors.report.plots import draw
 from actors.report.record import RunRecord
-from actors.report.section import Figure, Section, count, number, percent, seconds
+from actors.report.section import Figure, Section, number, percent, seconds
 from actors.report.success import outcomes
 from actors.report.timing import generate_seconds
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from actors.config import Config
+from actors.quantities import count
 from actors.report.entropy_section import entropy_section
 from actors.report.findings import what_was_taught
 from actors.report.fold import read_record
@@ -12,7 +13,7 @@ from actors.report.loop_sections import calls_section, loop_section
 from actors.report.page import Card, Page, render
 from actors.report.pieces import DecodeText
 from actors.report.record import RunRecord
-from actors.report.section import count, counted, number, percent, seconds, share_spread
+from actors.report.section import counted, number, percent, seconds, share_spread
 from actors.report.success import measured
 from actors.report.time_section import time_section
 from actors.report.tree_choice import choose

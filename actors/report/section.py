@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from actors.quantities import count
 from actors.report.intervals import Estimate
 
 NOTHING = "\N{EN DASH}"
@@ -70,11 +71,6 @@ def number(value: float, *, digits: int = 3) -> str:
         return f"{mantissa}·10{str(int(exponent)).translate(SUPERSCRIPTS)}".replace("-", MINUS)
     decimals = digits - 1 if not value else max(digits - 1 - math.floor(math.log10(abs(value))), 0)
     return f"{value:,.{min(decimals, 6)}f}".replace("-", MINUS)
-
-
-def count(value: float) -> str:
-    """A whole number, thousands apart."""
-    return f"{value:,.0f}"
 
 
 def counted(value: int, singular: str, plural: str = "") -> str:

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from actors.quantities import count
 from actors.report.record import RunRecord
-from actors.report.section import Section, Strip, Table, count, number, percent, seconds
+from actors.report.section import Section, Strip, Table, number, percent, seconds
 from actors.report.timing import REST, STEPPING, UNNAMED, WAITING, Rate, Share, Timing, measure
 
 IDLE = "idle"
