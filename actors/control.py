@@ -4,6 +4,7 @@ It begins with the model that RL began with, draws its own batches from the same
 schedule stretched to its length: the best that imitation makes of the same wall time.
 """
 
+import shutil
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from msgspec.structs import replace
 
 from actors.config import Config
 from actors.runtime import LocalRuntime
-from actors.sft import ColdStart
+from actors.sft import ColdStart, TraceFiles
 from engine.coins import seed_of
 from engine.events import AnyEvent, PhaseStarted
 from engine.types import StepReport
@@ -22,6 +23,7 @@ from learner.config import CosineSchedule
 async def run_control(
     config: Config,
     runtime: LocalRuntime,
+    traces: TraceFiles,
     *,
     model_path: str,
     target: Path,
@@ -41,6 +43,8 @@ async def run_control(
     longer = replace(stage, steps=steps, until_loss=None, learner=replace(stage.learner, schedule=schedule))
     emit(PhaseStarted(name="control", total=steps))
     seed = seed_of(config.run.seed, "control")
-    cold_start = ColdStart(longer, runtime, seed=seed, key=f"sft.{len(config.sft) - 1}")
+    cold_start = ColdStart(longer, runtime, traces, seed=seed, key=f"sft.{len(config.sft) - 1}")
+    # Of a run that was interrupted before its control was measured; this one may have taken other steps.
+    shutil.rmtree(target, ignore_errors=True)
     await cold_start.run(model_path, target, emit=emit)
     return steps

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from actors.progress import LATELY, Progress
-from actors.quantities import count, interval, percent, sparkline
+from actors.quantities import count, duration, percent, sparkline
 from engine.metrics import StepMetrics
 
 
@@ -46,8 +46,8 @@ def figures(progress: Progress) -> tuple[list[Figure], list[Figure]]:
         figure("success", lambda row: row.success, percent),
         whole("staleness", lambda row: row.staleness),
         figure("KL to rollouts", lambda row: row.kl_rollout, "{:.1e}".format),
-        figure("learner step", lambda row: row.step_s, interval),
-        figure("learner waits", lambda row: row.wait_s, interval),
+        figure("learner step", lambda row: row.step_s, duration),
+        figure("learner waits", lambda row: row.wait_s, duration),
     ]
     rollouts = [
         Figure("sampled tokens/s", rate(rows[-1:]), rate(lately)),

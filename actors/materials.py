@@ -5,14 +5,14 @@ What is made lies in `<run.dir>/made/`, under a fingerprint of what describes it
 
 import hashlib
 import logging
-import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import msgspec
 
@@ -201,15 +201,27 @@ def make_once(folder: Path, make: Callable[[Path], None]) -> None:
     """Fill `folder` by `make`, whole or not at all, unless it is there already."""
     if folder.exists():
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    target = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        make(target)
-        os.rename(target, folder)
-    except FileExistsError:
-        pass  # another process was faster; what it made is the same
+        with whole_folder(folder) as scratch:
+            make(scratch)
     except OSError as error:
-        if not folder.exists():
-            raise DataError(f"{folder}: {error}") from error
+        raise DataError(f"{folder}: {error}") from error
+
+
+@contextmanager
+def whole_folder(target: Path) -> Generator[Path, None, None]:
+    """An empty folder beside `target`, which gets its name when the block ends, and goes when the block raises.
+
+    Where somebody else was faster, theirs stays: what a folder is made of is in its name, so it is the same.
+    """
+    scratch = target.with_name(f".{target.name}-{uuid4().hex[:8]}")
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+        try:
+            scratch.rename(target)
+        except OSError:
+            if not target.exists():
+                raise
     finally:
-        shutil.rmtree(target, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)

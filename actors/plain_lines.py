@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from actors.progress import Progress
-from actors.quantities import count, duration, interval, label, left, percent, quantity
+from actors.quantities import count, duration, label, left, percent, quantity
 from actors.watcher import Watcher
 from engine.events import ControlEvaluated, Evaluated
 from engine.metrics import StepMetrics
@@ -57,7 +57,7 @@ class PlainLines(Watcher):
                 f"forks {count(row.num_forks)}",
                 *(f"{name} {count(number)}" for name, number in bad.items() if number),
                 f"KL {row.kl_rollout:.1e}",
-                f"learner step {interval(row.step_s)} wait {interval(row.wait_s)}",
+                f"learner step {duration(row.step_s)} wait {duration(row.wait_s)}",
             )
         )
 

@@ -1,43 +1,41 @@
 """Quantities: numbers the way a person reads them."""
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+NOTHING = "\N{EN DASH}"
+"""In place of a number that is not known."""
 BLOCKS = "▁▂▃▄▅▆▇█"
 SHARES = ("success", "pass@", "truncated", "failed")
 """What begins like this is a share, from 0 to 1, where it is a float."""
 
 
 def duration(seconds: float) -> str:
-    """Whole seconds, minutes or hours: `48 s`, `2 min 31 s`, `1 h 05 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min"
+    """Two digits of what is short, whole seconds or minutes of what is not.
+
+    >>> [duration(seconds) for seconds in (0.35, 3.4, 48.2, 151.2, 3900.0)]
+    ['0.35 s', '3.4 s', '48 s', '2 min 31 s', '1 h 05 min']
+    """
+    if math.isnan(seconds):
+        return NOTHING
+    if seconds < 0.995:
+        return f"{seconds:.2f} s"
+    return f"{seconds:.1f} s" if seconds < 9.95 else _whole(round(seconds))
 
 
 def left(seconds: float) -> str:
     """An estimate, no finer than it deserves: to 1 s below 20 s, 5 s below 2 min, 10 s below 10 min, then minutes."""
     for limit, unit in ((20, 1), (120, 5), (600, 10)):
         if seconds < limit:
-            return f"{duration(round(seconds / unit) * unit)} left"
+            return f"{_whole(round(seconds / unit) * unit)} left"
     minutes = round(seconds / 60)
-    return f"{minutes} min left" if minutes < 60 else f"{duration(minutes * 60)} left"
-
-
-def interval(seconds: float) -> str:
-    """Two digits of something short, `0.35 s`, `3.4 s`, `42 s`; as `duration` from a minute on."""
-    if seconds < 0.995:
-        return f"{seconds:.2f} s"
-    return f"{seconds:.1f} s" if seconds < 9.95 else duration(seconds)
+    return f"{minutes} min left" if minutes < 60 else f"{_whole(minutes * 60)} left"
 
 
 def percent(share: float) -> str:
-    """`31.2 %` for 0.312."""
-    return f"{100 * share:.1f} %"
+    """`31.2 %` for 0.312: one decimal place, of every share; an en dash for NaN."""
+    return NOTHING if math.isnan(share) else f"{100 * share:.1f} %"
 
 
 def count(number: float) -> str:
@@ -48,13 +46,13 @@ def count(number: float) -> str:
 def pace(seconds_each: float, *, unit: str) -> str:
     """How fast something goes: `12.5 steps/s`, or `3.4 s/step` where one takes a second or more."""
     if seconds_each >= 1:
-        return f"{interval(seconds_each)}/{unit}"
+        return f"{duration(seconds_each)}/{unit}"
     rate = 1 / max(seconds_each, 1e-9)
     return f"{rate:.1f} {unit}s/s" if rate < 99.95 else f"{count(rate)} {unit}s/s"
 
 
 def quantity(name: str, value: object) -> str:
-    """A value by what its name says: shares in percent, `..._s` as a duration from a minute on, counts in thousands.
+    """A value by what its name says: shares in percent, `..._s` as a duration, counts in thousands.
 
     >>> quantity("success_after", 0.94), quantity("wall_s", 151.2), quantity("steps", 12345), quantity("x", 0.5)
     ('94.0 %', '2 min 31 s', '12,345', '0.5')
@@ -67,13 +65,22 @@ def quantity(name: str, value: object) -> str:
         case float() if name.startswith(SHARES) or "_success" in name:
             return percent(value)
         case float() if name.endswith("_s") and not name.endswith("_per_s"):
-            return duration(value) if value >= 60 else f"{value:.4g} s"
+            return duration(value)
         case float() if value.is_integer() and abs(value) < 1e15:
             return count(value)
         case float():
             return f"{value:.4g}"
         case _:
             return str(value)
+
+
+def _whole(seconds: int) -> str:
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def label(name: str) -> str:

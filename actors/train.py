@@ -129,7 +129,7 @@ class Training:
         await self._learn(runtime, inputs, router, trainer, evaluate=None if inputs.questions is None else evaluate)
         await trainer.export_hf(str(self._run.path / "hf"))
         if self._config.eval is not None and self._config.eval.control and log.control is None:
-            steps = await self._train_control(runtime, model_path)
+            steps = await self._train_control(runtime, inputs, model_path)
             log.emit(ControlEvaluated(num_steps=steps, metrics=await ask_all("evaluation of the control")))
 
     async def _learn(
@@ -157,12 +157,13 @@ class Training:
         )
         await controller.run()
 
-    async def _train_control(self, runtime: LocalRuntime, model_path: str) -> int:
+    async def _train_control(self, runtime: LocalRuntime, inputs: Inputs, model_path: str) -> int:
         """Make the control's model and have the generators sample from it; returns its steps."""
         log, target = self._log, self._run.path / "control"
         steps = await run_control(
             self._config,
             runtime,
+            inputs.model.traces,
             model_path=model_path,
             target=target,
             wall_s=log.phases.wall_s(LEARNING),

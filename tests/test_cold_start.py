@@ -1,6 +1,7 @@
 """The cold start: stages that build on each other, made once; and the control, which goes on with the last of them."""
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -12,12 +13,12 @@ import pytest
 
 from actors.config import Config, EvalConfig, HfModel, RunConfig, SftConfig
 from actors.control import run_control
-from actors.materials import materialise
+from actors.materials import materialise, whole_folder
 from actors.run_dir import write_whole
 from actors.runtime import LocalRuntime
-from actors.sft import LOSS_WINDOW, REPORTS, StartingModel
+from actors.sft import LOSS_WINDOW, REPORTS, StartingModel, TraceFiles
 from engine.dataset import DataConfig
-from engine.errors import ConfigError, LearnerError
+from engine.errors import ConfigError, DataError, LearnerError
 from engine.events import AnyEvent, PhaseStarted, SupervisedStep
 from engine.faults import ScriptedTrainer
 from engine.inference.tiny import make_tiny_model
@@ -45,7 +46,7 @@ class Student(ScriptedTrainer):
         return msgspec.structs.replace(report, loss=self._loss(batch.step), duration_s=0.25)
 
     async def export_hf(self, path: str) -> None:
-        os.makedirs(path)
+        os.makedirs(path, exist_ok=True)
         write_whole(Path(path, "made.json"), msgspec.json.encode([self.model_path, len(self.batches)]))
 
     @property
@@ -199,6 +200,44 @@ def test_batches_depend_on_the_seed_and_the_place_of_the_stage_alone(base: Confi
     assert len(set(names[:9])) == 9
 
 
+def test_a_file_of_traces_is_read_once_for_all_stages_and_the_control(
+    base: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = with_stages(base, stage(tmp_path, "a", "b"), stage(tmp_path, "b", "a", steps=5))
+    apart = Controlled(config, tmp_path, wall_s=1.0, reports=durations(0.25)).student.drawn
+    caplog.set_level(logging.INFO, logger="actors.sft")
+    caplog.clear()
+
+    async def main() -> list[Student]:
+        async with School(config, tmp_path / "run") as school:
+            model = StartingModel(config, school)
+            for name in ("a", "b"):
+                (tmp_path / f"{name}.jsonl").unlink()
+            await model.make(emit=lambda event: None)
+            await run_control(
+                config,
+                school,
+                model.traces,
+                model_path="",
+                target=tmp_path / "control",
+                wall_s=1.0,
+                reports=durations(0.25),
+                emit=lambda event: None,
+            )
+            return school.students
+
+    *_, control = asyncio.run(main())
+    told = [record.getMessage().partition(": ")[0] for record in caplog.records]
+    assert told == [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
+    assert control.drawn == apart, "the stages before leave no trace in the order"
+
+
+def test_each_stage_has_its_own_limit_of_tokens(base: Config, tmp_path: Path) -> None:
+    short = msgspec.structs.replace(stage(tmp_path, "a"), max_tokens=2)
+    with pytest.raises(DataError, match=r"a\.jsonl: trace 0 has \d+ tokens, sft\.1\.max_tokens is 2"):
+        Made(with_stages(base, stage(tmp_path, "a"), short), tmp_path).run()
+
+
 def test_a_stage_ends_when_its_loss_is_low_enough(base: Config, tmp_path: Path) -> None:
     """The loss falls by one a step; the mean of steps n-19 to n is 100 - n + 9.5."""
     config = with_stages(base, stage(tmp_path, "a", steps=60, until_loss=75.0))
@@ -226,6 +265,23 @@ def test_a_stage_that_does_not_learn_ends_the_run_and_leaves_no_model(base: Conf
     # Told again with a limit that is reached, only the second stage is made.
     easier = with_stages(base, config.sft[0], msgspec.structs.replace(config.sft[1], until_loss=1.5))
     assert [len(student.batches) for student in Made(easier, tmp_path).run().students] == [20]
+
+
+def test_a_folder_gets_its_name_when_it_is_whole(tmp_path: Path) -> None:
+    target = tmp_path / "made" / "model"
+
+    def make(content: str, *, divisor: int = 1) -> None:
+        with whole_folder(target) as scratch:
+            (scratch / content).touch()
+            assert 1 // divisor
+
+    with pytest.raises(ZeroDivisionError):
+        make("half", divisor=0)
+    assert list(target.parent.iterdir()) == []
+    make("first")
+    make("late")
+    assert [path.name for path in target.parent.iterdir()] == ["model"]
+    assert [path.name for path in target.iterdir()] == ["first"], "who was faster is right"
 
 
 def test_a_limit_that_no_step_can_reach_is_refused(base: Config, tmp_path: Path) -> None:
@@ -270,6 +326,7 @@ class Controlled:
                 self.steps = await run_control(
                     config,
                     school,
+                    TraceFiles(school),
                     model_path="where RL began",
                     target=self.target,
                     wall_s=wall_s,
@@ -313,6 +370,13 @@ def test_a_control_draws_batches_of_its_own(base: Config, tmp_path: Path) -> Non
     control = Controlled(config, tmp_path, wall_s=1.5, reports=durations(0.25))
     assert control.steps == 6
     assert control.student.drawn != Made(config, tmp_path).run().students[0].drawn
+
+
+def test_a_control_that_is_trained_again_replaces_the_one_before(base: Config, tmp_path: Path) -> None:
+    for wall_s, steps in ((2.0, 4), (3.0, 6)):
+        control = Controlled(base, tmp_path, wall_s=wall_s, reports=durations(0.5))
+        assert msgspec.json.decode((control.target / "made.json").read_bytes()) == ["where RL began", steps]
+    assert [path.name for path in control.target.parent.iterdir()] == ["control"], "and leaves nothing else"
 
 
 def test_a_control_needs_a_cold_start_to_go_on_with(base: Config) -> None:

@@ -1,7 +1,9 @@
 """What a person sees: the plain lines and the dashboard of one scripted run, and estimates that can be trusted."""
 
+import doctest
 import io
 import logging
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -15,12 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from actors import dashboard
+from actors import dashboard, quantities
 from actors.display import Display
 from actors.figures import evaluations
 from actors.pace import MEMORY_UNITS, Pace
 from actors.progress import Progress
-from actors.quantities import BLOCKS, duration, interval, left, pace, quantity, sparkline
+from actors.quantities import BLOCKS, NOTHING, duration, left, pace, percent, quantity, sparkline
 from actors.run_dir import Summary
 from actors.watcher import Watcher
 from engine.errors import ConfigError
@@ -255,9 +257,9 @@ def test_a_pipe_gets_no_control_characters_though_colours_are_forced(
 IN_THE_MIDDLE = """\
 runs/demo                                                   elapsed 6 min 54 s
 ✓ cold start, stage 1 of 2                   6/6         30 s  loss 0.5000
-✓ cold start, stage 2 of 2               3/2,000          2 s  loss 0.1250
+✓ cold start, stage 2 of 2               3/2,000        1.5 s  loss 0.1250
 ✓ start                                            1 min 01 s
-✓ evaluation                                 4/4          6 s  success 25.0 %
+✓ evaluation                                 4/4        6.0 s  success 25.0 %
 ⠹ reinforcement learning                           5 min 16 s  success 55.0 %
   ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━  31/40       10 s/step   1 min 30 s left
 
@@ -313,11 +315,11 @@ def test_the_end_is_compact_and_has_what_came_of_every_phase() -> None:
     assert shown[:8] == [
         "runs/demo                                                   elapsed 1 h 10 min",
         "✓ cold start, stage 1 of 2                   6/6         30 s  loss 0.5000",
-        "✓ cold start, stage 2 of 2               3/2,000          2 s  loss 0.1250",
+        "✓ cold start, stage 2 of 2               3/2,000        1.5 s  loss 0.1250",
         "✓ start                                            1 min 01 s",
-        "✓ evaluation                                 4/4          6 s  success 25.0 %",
+        "✓ evaluation                                 4/4        6.0 s  success 25.0 %",
         "✓ reinforcement learning                   40/40   6 min 46 s  success 73.0 %",
-        "✓ evaluation                                 4/4          6 s  success 100.0 %",
+        "✓ evaluation                                 4/4        6.0 s  success 100.0 %",
         "✓ control                                    1/1   1 h 02 min  success 31.0 %",
     ]
     assert shown[8] == ""
@@ -366,7 +368,7 @@ def test_a_long_name_gives_way_to_the_numbers() -> None:
     progress.phase("next", None)
     (line,) = [line for line in drawn(progress, width=78) if "somebody" in line]
     assert "…" in line
-    assert line.endswith(" 0 s")
+    assert line.endswith(" 0.00 s")
 
 
 def test_a_long_path_keeps_its_end() -> None:
@@ -451,7 +453,7 @@ def test_on_a_terminal_the_last_frame_stays_and_the_summary_follows(terminal: Co
             Summary(status="finished", seed=1234, steps=1234, wall_s=4242.0, train_s=14.25, success_after=0.94)
         )
     shown = screen(written(terminal))
-    assert shown[1] == "✓ preparation                                             2 s"
+    assert shown[1] == "✓ preparation                                           2.0 s"
     assert shown[12] == "evaluations  step 0: 25.0 %   step 20: 50.0 %   step 40: 100.0 %"
     assert not any("left" in line or "mean of" in line for line in shown), "what was live is gone"
     cells = dict(re.findall(r"│ (\w[\w ]*\w) +│ +(.*\S) │", "\n".join(shown)))
@@ -460,7 +462,7 @@ def test_on_a_terminal_the_last_frame_stays_and_the_summary_follows(terminal: Co
         "seed": "1234",
         "steps": "1,234",
         "wall time": "1 h 11 min",
-        "train time": "14.25 s",
+        "train time": "14 s",
         "success after": "94.0 %",
         "tool calls requested": "0",
         "tool calls executed": "0",
@@ -593,21 +595,24 @@ def test_an_evaluation_is_not_counted_in_the_pace_of_training() -> None:
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
-        (duration(0.2), "0 s"),
+        (duration(0.035), "0.04 s"),
+        (duration(0.996), "1.0 s"),
+        (duration(9.96), "10 s"),
         (duration(59.4), "59 s"),
         (duration(59.6), "1 min 00 s"),
+        (duration(75.0), "1 min 15 s"),
         (duration(151.2), "2 min 31 s"),
         (duration(3599.7), "1 h 00 min"),
         (duration(3 * 3600 + 299), "3 h 05 min"),
+        (duration(math.nan), NOTHING),
+        (percent(0.0), "0.0 %"),
+        (percent(0.312), "31.2 %"),
+        (percent(math.nan), NOTHING),
         (left(7.4), "7 s left"),
         (left(63.0), "1 min 05 s left"),
         (left(151.2), "2 min 30 s left"),
         (left(1234.0), "21 min left"),
         (left(2 * 3600), "2 h 00 min left"),
-        (interval(0.035), "0.04 s"),
-        (interval(0.996), "1.0 s"),
-        (interval(9.96), "10 s"),
-        (interval(75.0), "1 min 15 s"),
         (pace(0.08, unit="step"), "12.5 steps/s"),
         (pace(0.0004, unit="step"), "2,500 steps/s"),
         (pace(3.4, unit="question"), "3.4 s/question"),
@@ -616,13 +621,17 @@ def test_an_evaluation_is_not_counted_in_the_pace_of_training() -> None:
         (quantity("questions", 1000.0), "1,000"),
         (quantity("tokens_per_s", 12.3456), "12.35"),
         (quantity("wall_s", 61.0), "1 min 01 s"),
-        (quantity("wall_s", 0.123456), "0.1235 s"),
+        (quantity("wall_s", 0.123456), "0.12 s"),
         (quantity("name", "x"), "x"),
         (quantity("is_quick", True), "True"),
     ],
 )
 def test_numbers_are_written_for_people(shown: str, expected: str) -> None:
     assert shown == expected
+
+
+def test_the_examples_of_numbers_hold() -> None:
+    assert doctest.testmod(quantities).failed == 0
 
 
 @given(values=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300), width=st.integers(1, 100))

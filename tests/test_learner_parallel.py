@@ -13,7 +13,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from engine.config import decode
@@ -125,32 +124,13 @@ def launch(job: Path, model: str, **changes: Any) -> list[dict[str, np.ndarray]]
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tied and an untied model, and what one process makes of each."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from tests.learner_models import make_model, reference_logprobs  # loads transformers, which no rank needs
 
     folder = tmp_path_factory.mktemp("parallel")
     for name, kind, is_tied in (("tied", "qwen3", True), ("untied", "qwen2", False)):
-        torch.manual_seed(3)
-        config = AutoConfig.for_model(
-            kind,
-            vocab_size=VOCAB,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=256,
-            tie_word_embeddings=is_tied,
-            **({"head_dim": 16} if kind == "qwen3" else {}),
-        )
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, mean=0.0 if parameter.ndim > 1 else 0.5, std=0.15)
-        model.save_pretrained(folder / name)
+        model = make_model(folder / name, kind, is_tied=is_tied)
         for i, token_ids in enumerate(sequences()):
-            ids = torch.from_numpy(token_ids.astype(np.int64))
-            with torch.no_grad():
-                scores = model(ids[None]).logits[0, :-1].log_softmax(-1)
-            np.save(folder / f"{name}-{i}.npy", scores.gather(1, ids[1:, None]).squeeze(1).numpy())
+            np.save(folder / f"{name}-{i}.npy", reference_logprobs(model, token_ids).detach().numpy())
         launch(folder / f"{name}-alone", name)
     return folder
 

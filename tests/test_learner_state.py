@@ -1,8 +1,6 @@
 """What the learner keeps on disk: checkpoints and published weights; and what it refuses."""
 
 import math
-from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,71 +9,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine.errors import ConfigError, DataError, LearnerError
 from engine.types import Batch
-from learner.config import ConstantSchedule, LearnerConfig
+from learner.config import ConstantSchedule
 from learner.megatron import MegatronLearner
 from learner.sft import batch_of, sample_of
-
-VOCAB = 131
-SHAPE: dict[str, Any] = {
-    "vocab_size": VOCAB,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-}
-PLAIN = LearnerConfig(dtype="float32", micro_batch_tokens=128, lr=1e-2, weight_decay=0.0)
-
-
-def make_model(folder: Path, kind: str = "qwen3", *, is_tied: bool = False, **changes: Any) -> None:
-    """A random model whose norms and biases matter, saved in Hugging Face form."""
-    torch.manual_seed(7)
-    sizes = SHAPE | ({"head_dim": 16} if kind == "qwen3" else {}) | changes
-    config = AutoConfig.for_model(kind, tie_word_embeddings=is_tied, **sizes)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, mean=0.0 if parameter.ndim > 1 else 0.5, std=0.15)
-    model.save_pretrained(folder)
-
-
-def random_batch(seed: int) -> Batch:
-    """Traces with random advantages and a behaviour policy that is certain of everything."""
-    rng = np.random.default_rng(seed)
-    samples = []
-    for row, length in enumerate((9, 30, 17)):
-        is_trained = np.arange(length) > 4
-        token_ids = rng.integers(0, VOCAB, length).astype(np.int32)
-        sample = sample_of(f"t{row}", token_ids=token_ids, is_trained=is_trained, row=row)
-        advantages = (np.where(is_trained, rng.normal(), 0).astype(np.float32),)
-        samples.append(msgspec.structs.replace(sample, advantages=advantages))
-    return batch_of(0, samples)
-
-
-def exported(learner: MegatronLearner) -> dict[str, torch.Tensor]:
-    return load_file(Path(learner.publish().path) / "model.safetensors")
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "model"
-
-
-@pytest.fixture
-def open_learner(tmp_path: Path, folder: Path) -> Iterator[Any]:
-    """Start learners on `folder`, one at a time; the last one is closed at the end."""
-    living = ExitStack()
-
-    def start(config: LearnerConfig = PLAIN, *, weights: str = "weights") -> MegatronLearner:
-        living.close()
-        return living.enter_context(MegatronLearner(config, model_path=folder, weights_dir=tmp_path / weights))
-
-    with living:
-        yield start
+from tests.learner_models import PLAIN, VOCAB, exported, make_model, random_batch
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bf16"])

@@ -3,9 +3,7 @@
 import doctest
 import importlib
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -35,93 +33,20 @@ from actors.report.timing import (
 from engine.errors import JournalError
 from engine.events import (
     AnyEvent,
-    BatchTaken,
     ControlEvaluated,
     Evaluated,
-    ForkConsidered,
-    Forked,
     GeneratorsMeasured,
-    GroupFinished,
     GroupRefused,
-    Observed,
-    PathEnded,
     PathStarted,
     PhaseStarted,
-    PromptAdmitted,
-    Rewarded,
     RunFinished,
     RunStarted,
-    StepFinished,
     SupervisedStep,
-    TokensSampled,
-    ToolFinished,
-    ToolRequested,
-    WeightsPublished,
 )
-from engine.types import Prompt, Reward, RolloutStatus, StepReport, ToolCall, ToolResult
+from tests.report_runs import PROMPT, Story, report, step
 
-PROMPT_LENGTH = 2
+PROMPT_LENGTH = len(PROMPT)
 REPORT = Path(__file__).resolve().parent.parent / "actors" / "report"
-
-
-@dataclass
-class Story:
-    """What happened to one prompt."""
-
-    name: str
-    version: int = 0
-    t: float = 0.0
-    events: list[AnyEvent] = field(default_factory=list[AnyEvent])
-    num_calls: dict[int, int] = field(default_factory=dict[int, int])
-
-    def __post_init__(self) -> None:
-        ids = np.zeros(PROMPT_LENGTH, np.int32)
-        prompt = Prompt(prompt_id=self.name, epoch=0, row=0, token_ids=ids, question="", ground_truth="")
-        self.add(PromptAdmitted, prompt=prompt, version=self.version, index=0, cohort=0)
-
-    def add(self, kind: Any, **fields: Any) -> "Story":
-        self.events.append(kind(prompt_id=self.name, t=self.t, **fields))
-        return self
-
-    def start(self, path: int) -> "Story":
-        self.num_calls[path] = 0
-        return self.add(PathStarted, path=path)
-
-    def sample(self, path: int, *entropies: float) -> "Story":
-        levels = np.array(entropies, np.float32)
-        return self.add(
-            TokensSampled,
-            path=path,
-            token_ids=np.ones(levels.size, np.int32),
-            logprobs=-levels,
-            entropy_low=levels,
-            entropy_high=levels,
-            versions=np.full(levels.size, self.version, np.int32),
-        )
-
-    def call(self, path: int, tool: str, *, size: int, is_cached: bool = False, duration_s: float = 0.0) -> "Story":
-        index = self.num_calls[path]
-        self.num_calls[path] += 1
-        result = ToolResult(name=tool, text="", is_cached=is_cached, duration_s=duration_s)
-        self.add(ToolRequested, path=path, call=ToolCall(name=tool, arguments={}), index=index)
-        self.add(ToolFinished, path=path, index=index, result=result)
-        return self.add(Observed, path=path, token_ids=np.full(size, 2, np.int32))
-
-    def consider(self, path: int, *, observation: int, length: int, is_wanted: bool) -> "Story":
-        numbers = dict.fromkeys(("entropy_low", "entropy_high", "baseline", "score", "coin"), 0.5)
-        where = {"path": path, "observation": observation, "length": length, "is_wanted": is_wanted}
-        return self.add(ForkConsidered, **where, **numbers)
-
-    def fork(self, path: int, child: int, *, length: int, num_inherited_calls: int) -> "Story":
-        self.num_calls[child] = num_inherited_calls
-        return self.add(Forked, path=path, child=child, length=length)
-
-    def end(self, path: int, score: float, *, status: str = "completed") -> "Story":
-        self.add(Rewarded, path=path, reward=Reward(score=score, is_correct=score == 1.0))
-        return self.add(PathEnded, path=path, status=RolloutStatus(status))
-
-    def finish(self) -> list[AnyEvent]:
-        return self.add(GroupFinished).events
 
 
 def example(name: str, *, version: int = 0) -> list[AnyEvent]:
@@ -150,21 +75,6 @@ def forked(name: str, roots: list[float], branches: list[float]) -> list[AnyEven
     for child, score in enumerate(branches, start=len(roots)):
         story.fork(0, child, length=PROMPT_LENGTH + 3, num_inherited_calls=1).sample(child, 1.0).end(child, score)
     return story.finish()
-
-
-def report(step: int, *, loss: float = 1.0, duration_s: float = 2.0) -> StepReport:
-    zeros = dict.fromkeys(("grad_norm", "learning_rate", "entropy", "kl_rollout", "ratio_max", "clip_fraction"), 0.0)
-    counts = {"num_trained_tokens": 10, "num_computed_tokens": 30}
-    return StepReport(step=step, version=step, loss=loss, duration_s=duration_s, **counts, **zeros)
-
-
-def step(number: int, *names: str, t: float, wait_s: float = 0.0, publish_s: float = 0.5) -> list[AnyEvent]:
-    """A step that took two seconds, and ended at `t`."""
-    return [
-        BatchTaken(step=number, prompt_ids=names, wait_s=wait_s, t=t - 2.0),
-        StepFinished(report=report(number), t=t),
-        WeightsPublished(version=number, step=number, prompt_ids=names, t=t + publish_s),
-    ]
 
 
 def record_of(*events: AnyEvent) -> RunRecord:

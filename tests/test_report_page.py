@@ -27,15 +27,11 @@ from actors.run_dir import RunDir, Summary
 from engine.dataset import DataConfig
 from engine.events import (
     AnyEvent,
-    BatchTaken,
     ControlEvaluated,
     Evaluated,
-    ForkConsidered,
-    Forked,
     GeneratorsMeasured,
     GroupFinished,
     GroupRefused,
-    Observed,
     PathEnded,
     PathStarted,
     PhaseStarted,
@@ -43,16 +39,13 @@ from engine.events import (
     Rewarded,
     RunFinished,
     RunStarted,
-    StepFinished,
     SupervisedStep,
     TokensSampled,
-    ToolFinished,
-    ToolRequested,
-    WeightsPublished,
 )
 from engine.journal import Journal
-from engine.types import Int32, Prompt, Reward, RolloutStatus, StepReport, ToolCall, ToolResult
+from engine.types import Int32
 from learner.advantage import ArpoSoft, estimate
+from tests.report_runs import Story, report, step, text_of
 from tools.toolworld import ToolworldConfig
 
 VOID = {"area", "base", "br", "col", "hr", "img", "input", "link", "meta", "source", "wbr"}
@@ -60,80 +53,36 @@ HOSTILE = "</pre></i><script>alert(1)</script><img src=x onerror=alert(2)>"
 K = 3
 
 
-def ids(text: str) -> Int32:
-    return np.frombuffer(text.encode("utf-32-le"), np.int32)
-
-
-def text_of(token_ids: Int32) -> str:
-    """One character a token."""
-    return token_ids.astype(np.int32).tobytes().decode("utf-32-le")
-
-
-def sampled(name: str, path: int, text: str, entropy: float = 0.0) -> TokensSampled:
-    levels = np.full(len(text), entropy, np.float32)
-    return TokensSampled(
-        prompt_id=name,
-        path=path,
-        token_ids=ids(text),
-        logprobs=-levels,
-        entropy_low=levels,
-        entropy_high=levels,
-        versions=np.zeros(len(text), np.int32),
-    )
-
-
 def grown(
     name: str, *, result: str = "[found]", scores: tuple[float, float, float] = (1.0, 0.0, 1.0)
 ) -> list[AnyEvent]:
     """`ask` [found] `see` ┬ `right`, path 0, and ┴ `wrong`, path 2; `alone`, path 1."""
-    prompt = Prompt(prompt_id=name, epoch=0, row=0, token_ids=ids("Q:"), question="who?", ground_truth="me")
-    call, finding = ToolCall(name="search", arguments={}), ToolResult(name="search", text=result, duration_s=0.25)
     length = len("Q:ask") + len(result) + len("see")
-    look = {"entropy_low": 0.75, "entropy_high": 0.75, "baseline": 0.25, "score": 0.5, "coin": 0.5}
-    events: list[AnyEvent] = [
-        PromptAdmitted(prompt_id=name, prompt=prompt, version=0, index=0, cohort=0),
-        PathStarted(prompt_id=name, path=0),
-        PathStarted(prompt_id=name, path=1),
-        sampled(name, 0, "ask"),
-        ToolRequested(prompt_id=name, path=0, call=call, index=0),
-        ToolFinished(prompt_id=name, path=0, index=0, result=finding),
-        Observed(prompt_id=name, path=0, token_ids=ids(result)),
-        sampled(name, 0, "see", 0.75),
-        ForkConsidered(prompt_id=name, path=0, observation=1, length=length, is_wanted=True, **look),
-        Forked(prompt_id=name, path=0, child=2, length=length),
-        sampled(name, 0, "right"),
-        sampled(name, 2, "wrong", 2.5),
-        sampled(name, 1, "alone"),
-    ]
+    look = {"entropy_low": 0.75, "entropy_high": 0.75, "baseline": 0.25}
+    story = Story(name).start(0).start(1).write(0, "ask").call(0, "search", text=result, duration_s=0.25)
+    story.write(0, "see", entropy=0.75).consider(0, observation=1, length=length, is_wanted=True, **look)
+    story.fork(0, 2, length=length, num_inherited_calls=1).write(0, "right").write(2, "wrong", entropy=2.5)
+    story.write(1, "alone")
     for path, score in enumerate(scores):
-        events.append(Rewarded(prompt_id=name, path=path, reward=Reward(score=score, is_correct=score == 1.0)))
-        events.append(PathEnded(prompt_id=name, path=path, status=RolloutStatus.COMPLETED))
-    return [*events, GroupFinished(prompt_id=name)]
-
-
-def report(step: int) -> StepReport:
-    names = ("loss", "grad_norm", "learning_rate", "entropy", "kl_rollout", "ratio_max", "clip_fraction", "duration_s")
-    numbers = dict.fromkeys(names, 0.5 / step)
-    return StepReport(step=step, version=step, num_trained_tokens=10, num_computed_tokens=30, **numbers)
+        story.end(path, score)
+    return story.finish()
 
 
 def whole_run(*, result: str = "[found]") -> list[AnyEvent]:
     """A run with everything: a cold start, evaluations, four steps, refusals, a control."""
     events: list[AnyEvent] = [RunStarted(run="r", config_digest=""), PhaseStarted(name="cold start", t=1.0)]
-    events += [SupervisedStep(report=report(step), t=2.0) for step in (1, 2, 3)]
+    events += [SupervisedStep(report=report(number, loss=0.5 / number), t=2.0) for number in (1, 2, 3)]
     events += [Evaluated(step=0, version=0, metrics={"success": 0.25, "questions": 40.0}, t=3.0)]
     events += [PhaseStarted(name="reinforcement learning", t=4.0)]
-    for step in (1, 2, 3, 4):
-        t = 4.0 + step
-        name, dull = f"e0-r{step}", f"e1-r{step}"
+    for number in (1, 2, 3, 4):
+        t, falling = 4.0 + number, 0.5 / number
+        name, dull = f"e0-r{number}", f"e1-r{number}"
         admitted, *story = (msgspec.structs.replace(event, t=t - 0.5) for event in grown(name, result=result))
-        events += [msgspec.structs.replace(admitted, version=step - 1), *story]
+        events += [msgspec.structs.replace(admitted, version=number - 1), *story]
         events += grown(dull, scores=(1.0, 1.0, 1.0))
         events += [GroupRefused(prompt_id=dull, reason="no learning signal")]
-        events += [BatchTaken(step=step, prompt_ids=(name,), t=t - 0.25, wait_s=0.25)]
-        events += [StepFinished(report=report(step), t=t)]
-        events += [WeightsPublished(version=step, step=step, prompt_ids=(name,), t=t + 0.125)]
-        events += [GeneratorsMeasured(busy_s=step / 2, num_sampled_tokens=100 * step, t=t)]
+        events += step(number, name, t=t, wait_s=0.25, step_s=0.25, publish_s=0.125, loss=falling, others=falling)
+        events += [GeneratorsMeasured(busy_s=number / 2, num_sampled_tokens=100 * number, t=t)]
     events += [Evaluated(step=4, version=4, metrics={"success": 0.75, "questions": 40.0}, t=9.0)]
     events += [PhaseStarted(name="control", t=9.0), SupervisedStep(report=report(1), t=9.5)]
     return [*events, ControlEvaluated(num_steps=1, metrics={"success": 0.5}, t=10.0), RunFinished(t=10.0)]
@@ -212,8 +161,8 @@ def test_what_a_run_on_toolworld_taught_is_told(tmp_path: Path) -> None:
 
     config = Config(model=TinyModel(), data=DataConfig(path="world:train"), world=ToolworldConfig(sloppy=0.25))
     page = Reader(page_of(run_dir(tmp_path, whole_run(), config=config), text=text)).text()
-    assert "behind 25% of its searches" in page
-    assert "copied it in 100% of 16 cases early in RL, and in 100% of 16 late" in page
+    assert "behind 25 % of its searches" in page
+    assert "copied it in 100 % of 16 cases early in RL, and in 100 % of 16 late" in page
 
 
 def test_the_page_tells_what_the_journal_says(tmp_path: Path) -> None:
@@ -222,10 +171,10 @@ def test_the_page_tells_what_the_journal_says(tmp_path: Path) -> None:
     told = Reader(page_of(run)).text()
     for wanted in (
         "finished · 4 steps",
-        "25 % → 75 %",
-        "12.5 s",
-        "came to 50 %; the trained policy is 25 points higher",
-        "Before the first step, greedy success on 40 questions was 25 %",
+        "25.0 % → 75.0 %",
+        "12 s",
+        "came to 50.0 %; the trained policy is 25 points higher",
+        "Before the first step, greedy success on 40 questions was 25.0 %",
         "8 branches were granted",
         "e0-r3, begun with the weights of step 2 and trained in step 3",
         "who?",
@@ -256,13 +205,10 @@ def test_a_run_that_stopped_anywhere_has_a_page(tmp_path: Path, length: int) -> 
 
 def test_a_run_without_forks_tools_or_evaluations_has_a_page(tmp_path: Path) -> None:
     events: list[AnyEvent] = []
-    for step in (1, 2, 3):
+    for number in (1, 2, 3):
         kept = (PromptAdmitted, PathStarted, TokensSampled, Rewarded, PathEnded, GroupFinished)
-        events += [e for e in grown(f"r{step}") if isinstance(e, kept) and getattr(e, "path", 0) != 2]
-        events += [
-            BatchTaken(step=step, prompt_ids=(f"r{step}",), t=float(step)),
-            StepFinished(report=report(step), t=step),
-        ]
+        events += [e for e in grown(f"r{number}") if isinstance(e, kept) and getattr(e, "path", 0) != 2]
+        events += step(number, f"r{number}", t=number, step_s=0.0)[:2]
     told = Reader(page_of(run_dir(tmp_path, events))).text()
     for wanted in (
         "no evaluation",

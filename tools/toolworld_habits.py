@@ -63,9 +63,13 @@ def findings(early: Habits, late: Habits, *, sloppy: float) -> list[str]:
     if not (early.num_pages and late.num_pages):
         return []
     return [
-        f"The expert it imitated was careless: behind {sloppy:.0%} of its searches it copied the first thing that "
-        "the page said about its subject, whatever it had asked for.",
-        f"Where that was the wrong thing, the policy copied it in {early.first:.0%} of {early.num_pages:,} cases early "
-        f"in RL, and in {late.first:.0%} of {late.num_pages:,} late; it found what it had asked for in "
-        f"{early.right:.0%}, then in {late.right:.0%}.",
+        f"The expert it imitated was careless: behind {_percent(sloppy)} of its searches it copied the first thing "
+        "that the page said about its subject, whatever it had asked for.",
+        f"Where that was the wrong thing, the policy copied it in {_percent(early.first)} of {early.num_pages:,} cases "
+        f"early in RL, and in {_percent(late.first)} of {late.num_pages:,} late; it found what it had asked for in "
+        f"{_percent(early.right)}, then in {_percent(late.right)}.",
     ]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

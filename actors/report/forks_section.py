@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from actors.quantities import count
+from actors.quantities import count, percent
 from actors.report.charts import COLOURS, MUTED, Bar, Bars
 from actors.report.forks import ForkReport, Place, PlaceWorth, report_forks
 from actors.report.intervals import Estimate
@@ -16,7 +16,6 @@ from actors.report.section import (
     Table,
     counted,
     number,
-    percent,
     share_spread,
     spread,
     with_spread,

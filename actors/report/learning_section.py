@@ -4,12 +4,12 @@ import math
 from collections.abc import Sequence
 from statistics import fmean
 
-from actors.quantities import count
+from actors.quantities import count, percent
 from actors.report.charts import BLUE, COLOURS, FAINT, GREEN, RUST, Level, Line, Lines
 from actors.report.intervals import Estimate, difference
 from actors.report.plots import draw
 from actors.report.record import Curve, RunRecord
-from actors.report.section import Figure, Section, counted, number, percent, share_spread, with_spread
+from actors.report.section import Figure, Section, counted, number, share_spread, with_spread
 from actors.report.success import StepOutcome, measured, outcomes, running
 
 

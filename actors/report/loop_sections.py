@@ -2,11 +2,11 @@
 
 from statistics import fmean, median
 
-from actors.quantities import count
+from actors.quantities import count, duration, percent
 from actors.report.charts import BLUE, GREEN, OCHRE, RUST, Line, Lines
 from actors.report.plots import draw
 from actors.report.record import RunRecord
-from actors.report.section import Figure, Section, number, percent, seconds
+from actors.report.section import Figure, Section, number
 from actors.report.success import outcomes
 from actors.report.timing import generate_seconds
 
@@ -102,8 +102,8 @@ def loop_section(record: RunRecord) -> Section:
         if stalest == 0
         else f"The oldest token of a step was {number(fmean(r.staleness for r in rows))} versions old on average, "
         f"and never more than {stalest}.",
-        f"A step took {seconds(median(r.step_s for r in rows))} (median) and waited "
-        f"{seconds(median(r.wait_s for r in rows))} for its batch: "
+        f"A step took {duration(median(r.step_s for r in rows))} (median) and waited "
+        f"{duration(median(r.wait_s for r in rows))} for its batch: "
         f"{percent(wait_s / (busy_s + wait_s) if busy_s + wait_s else 0.0)} of both together was waiting.",
         f"Learner and generators disagreed by {number(median(r.kl_rollout for r in rows))} nats a token in the median "
         f"step, and {number(max(r.kl_rollout for r in rows))} at most.",

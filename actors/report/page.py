@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
+from actors.quantities import NOTHING
 from actors.report.dendrogram import dendrogram
-from actors.report.section import MINUS, NOTHING, Section, number
+from actors.report.section import MINUS, Section, number
 from actors.report.tree_view import LEVELS, Block, Part, Token, TreeView
 
 MAX_TOKENS = 360

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from actors.config import Config
-from actors.quantities import count
+from actors.quantities import count, duration, percent
 from actors.report.entropy_section import entropy_section
 from actors.report.findings import what_was_taught
 from actors.report.fold import read_record
@@ -13,7 +13,7 @@ from actors.report.loop_sections import calls_section, loop_section
 from actors.report.page import Card, Page, render
 from actors.report.pieces import DecodeText
 from actors.report.record import RunRecord
-from actors.report.section import counted, number, percent, seconds, share_spread
+from actors.report.section import counted, number, share_spread
 from actors.report.success import measured
 from actors.report.time_section import time_section
 from actors.report.tree_choice import choose
@@ -97,7 +97,7 @@ def _cards(run: RunDir, record: RunRecord) -> list[Card]:
     summary = run.summary
     wall_s = summary.wall_s if summary is not None else record.end_s
     cards.append(Card(name="steps", value=count(record.num_steps), note=f"{count(len(record.trees))} prompts finished"))
-    cards.append(Card(name="wall time", value=seconds(wall_s), note=f"{seconds(_stepping(record))} optimising"))
+    cards.append(Card(name="wall time", value=duration(wall_s), note=f"{duration(_stepping(record))} optimising"))
     requested = sum(tree.group.num_tool_calls_requested for tree in record.trees)
     executed = sum(tree.group.num_tool_calls_executed for tree in record.trees)
     if requested:

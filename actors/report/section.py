@@ -4,11 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from actors.quantities import count
+from actors.quantities import NOTHING, count, percent
 from actors.report.intervals import Estimate
 
-NOTHING = "\N{EN DASH}"
-"""In place of a number that is not known."""
 MINUS = "\N{MINUS SIGN}"
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -78,35 +76,13 @@ def counted(value: int, singular: str, plural: str = "") -> str:
     return f"{count(value)} {singular if value == 1 else plural or singular + 's'}"
 
 
-def percent(share: float) -> str:
-    """A share, whole per cents; one decimal place below 10 % and above 90 %."""
-    if math.isnan(share):
-        return NOTHING
-    value = 100 * share
-    return f"{value:.0f} %" if 10 <= value <= 90 or value in (0, 100) else f"{value:.1f} %"
-
-
-def seconds(value: float) -> str:
-    """A duration: `0.42 s`, `12.3 s`, `4 min 05 s`, `2 h 03 min`."""
-    if math.isnan(value):
-        return NOTHING
-    if value < 10:
-        return f"{value:.2f} s"
-    if value < 100:
-        return f"{value:.1f} s"
-    whole = round(value)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
 def spread(estimate: Estimate) -> str:
     """The interval of a number: `0.10 to 0.12`, or nothing where there is none."""
     return f"{number(estimate.low)} to {number(estimate.high)}" if estimate.has_interval else ""
 
 
 def share_spread(estimate: Estimate) -> str:
-    """The interval of a share: `31 to 45 %`."""
+    """The interval of a share: `31.0 to 45.2 %`."""
     if not estimate.has_interval:
         return ""
     return f"{percent(estimate.low).removesuffix(' %')} to {percent(estimate.high)}"

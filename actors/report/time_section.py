@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from actors.quantities import count
+from actors.quantities import count, duration, percent
 from actors.report.record import RunRecord
-from actors.report.section import Section, Strip, Table, number, percent, seconds
+from actors.report.section import Section, Strip, Table, number
 from actors.report.timing import REST, STEPPING, UNNAMED, WAITING, Rate, Share, Timing, measure
 
 IDLE = "idle"
@@ -17,9 +17,9 @@ def time_section(record: RunRecord, *, num_generators: int) -> Section:
         return Section(key="time", title="Time by part", sentences=["Nothing was timed."])
     strips: list[Strip] = []
     if timing.phases:
-        strips.append(_strip(f"The whole run, {seconds(timing.total_s)}", timing.phases))
+        strips.append(_strip(f"The whole run, {duration(timing.total_s)}", timing.phases))
     if timing.learner:
-        strips.append(_strip(f"The learner while training, {seconds(timing.training_s)}", timing.learner))
+        strips.append(_strip(f"The learner while training, {duration(timing.training_s)}", timing.learner))
     if timing.generators_busy_s is not None and timing.training_s:
         capacity_s = timing.training_s * num_generators
         busy = Share("forward passes", min(timing.generators_busy_s, capacity_s))
@@ -45,11 +45,11 @@ def _sentences(timing: Timing, *, num_generators: int) -> list[str]:
     if timing.phases:
         longest = max(timing.phases, key=lambda phase: phase.seconds)
         told.append(
-            f"The run took {seconds(timing.total_s)}; its longest part was {longest.name}, {seconds(longest.seconds)} "
-            f"({percent(longest.seconds / timing.total_s)})."
+            f"The run took {duration(timing.total_s)}; its longest part was {longest.name}, "
+            f"{duration(longest.seconds)} ({percent(longest.seconds / timing.total_s)})."
         )
     else:
-        told.append(f"The run took {seconds(timing.total_s)}.")
+        told.append(f"The run took {duration(timing.total_s)}.")
     shares = {share.name: share.seconds / timing.training_s for share in timing.learner if timing.training_s}
     if shares:
         told.append(
@@ -65,7 +65,7 @@ def _sentences(timing: Timing, *, num_generators: int) -> list[str]:
 def _strip(title: str, shares: Sequence[Share]) -> Strip:
     whole = sum(share.seconds for share in shares)
     parts = [
-        (share.name, seconds(share.seconds), share.seconds / whole if whole else 0.0, _colour(share.name, place))
+        (share.name, duration(share.seconds), share.seconds / whole if whole else 0.0, _colour(share.name, place))
         for place, share in enumerate(shares)
     ]
     return Strip(title=title, parts=parts)
@@ -76,5 +76,5 @@ def _colour(name: str, place: int) -> int:
 
 
 def _rates(rates: Sequence[Rate]) -> Table:
-    rows = [(rate.part, rate.unit, count(rate.amount), seconds(rate.busy_s), number(rate.per_second)) for rate in rates]
+    rows = [(r.part, r.unit, count(r.amount), duration(r.busy_s), number(r.per_second)) for r in rates]
     return Table(columns=("part", "what", "how many", "busy", "a busy second"), rows=rows, num_text_columns=2)
