@@ -5,12 +5,10 @@ mean over the k positions, so that a short segment is not mistaken for a certain
 (a sum divided by the vocabulary size) is read as division by ln V, the largest entropy there is.
 """
 
-import math
-
 import msgspec
 import numpy as np
 
-from engine.types import Float32
+from engine.types import Float32, Float64
 
 
 class Interval(msgspec.Struct, frozen=True):
@@ -59,25 +57,27 @@ def probe_mean(low_K: Float32, high_K: Float32) -> Interval:
     return Interval(float(low_K.mean()), float(high_K.mean()))
 
 
-def entropy_bounds(top_logprobs: Float32, *, vocab_size: int) -> Interval:
-    """Bounds of the entropy of a distribution of which only the n most probable tokens are known.
+def entropy_bounds(top_logprobs_TN: Float32, *, vocab_size: int) -> tuple[Float64, Float64]:
+    """Bounds (low_T, high_T), in nats, of the entropies of T distributions of which the N >= 1 most probable of
+    `vocab_size` tokens are known.
 
     With q the unseen mass and p_n the smallest seen probability, every unseen token has probability at most p_n, so
     the tail adds at least `-q ln p_n`; it adds at most `-q ln(q / (V - n))`, when q is spread evenly.
 
-    >>> bounds = entropy_bounds(np.log(np.array([0.5, 0.25], np.float32)), vocab_size=4)   # tail 0.125, 0.125
-    >>> round(bounds.low, 4), round(bounds.high, 4)
+    >>> top = np.log(np.array([[0.5, 0.25]], np.float32))                         # the tail is 0.125, 0.125
+    >>> low, high = entropy_bounds(top, vocab_size=4)
+    >>> round(float(low[0]), 4), round(float(high[0]), 4)
     (1.0397, 1.213)
     """
-    logprobs = top_logprobs.astype(np.float64)
+    logprobs = top_logprobs_TN.astype(np.float64)
     probabilities = np.exp(logprobs)
-    seen = float(-(probabilities * np.where(np.isneginf(logprobs), 0.0, logprobs)).sum())
-    num_unseen = vocab_size - logprobs.size
-    smallest = float(logprobs.min())
+    seen = -(probabilities * np.where(np.isneginf(logprobs), 0.0, logprobs)).sum(-1)
+    num_unseen = vocab_size - logprobs.shape[-1]
+    smallest = logprobs.min(-1)
     # What rounding leaves of 1 is no mass: the tail cannot hold more than its tokens at p_n each, nothing for p_n = 0.
-    unseen = min(1.0 - float(probabilities.sum()), num_unseen * math.exp(smallest))
-    if unseen <= 1e-9:
-        return Interval(seen, seen)
-    low = seen + unseen * -smallest
-    high = seen - unseen * math.log(unseen / num_unseen)
-    return Interval(min(low, high), max(low, high))
+    unseen = np.minimum(1.0 - probabilities.sum(-1), num_unseen * np.exp(smallest))
+    has_tail = unseen > 1e-9
+    unseen = np.where(has_tail, unseen, 0.0)
+    low = seen - unseen * np.where(has_tail, smallest, 0.0)
+    high = seen - unseen * np.log(np.where(has_tail, unseen / max(num_unseen, 1), 1.0))
+    return np.minimum(low, high), np.maximum(low, high)

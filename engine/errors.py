@@ -3,7 +3,9 @@
     ArpoError
     ├── ConfigError      a person wrote something wrong: one line, the path of the key, exit 2
     ├── DataError        a file a person named is missing, torn, or lacks a column: exit 2
-    ├── GeneratorError   an inference server failed, vanished, or speaks another dialect
+    ├── GeneratorError   an inference server failed at a request, or speaks another dialect
+    │   ├── GeneratorLostError    nobody answers there any more; somebody may again
+    │   └── RequestRefusedError   a request that can run nowhere
     ├── ToolError        a tool raised, hung, or returned what it may not
     ├── LearnerError     the trainer refused a batch or a checkpoint
     ├── BudgetError      a reservation that does not fit, or was settled twice
@@ -32,6 +34,14 @@ class DataError(ArpoError, ValueError):
 
 class GeneratorError(ArpoError):
     """An inference backend failed. The path may be continued elsewhere from its own tokens."""
+
+
+class GeneratorLostError(GeneratorError):
+    """A backend went away, or has not come back yet. Another one, or the same one later, may go on."""
+
+
+class RequestRefusedError(GeneratorError):
+    """A request that no backend of this kind can run, such as one that is too long: trying again is of no use."""
 
 
 class ToolError(ArpoError):

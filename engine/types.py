@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 Version = int
 """Number of optimiser steps behind a set of weights; 0 is the model as it was loaded."""
 

@@ -23,6 +23,13 @@ def distributions(draw: st.DrawFn) -> np.ndarray:
     return weights / weights.sum()
 
 
+def bounds_of(top_logprobs: np.ndarray, *, vocab_size: int) -> Interval:
+    """Of one distribution, looked at in the middle of others."""
+    others = np.log(np.full((1, top_logprobs.size), 1 / vocab_size, top_logprobs.dtype))
+    low, high = entropy_bounds(np.concatenate([others, top_logprobs[None], others]), vocab_size=vocab_size)
+    return Interval(float(low[1]), float(high[1]))
+
+
 def exact(probabilities: np.ndarray) -> float:
     seen = probabilities[probabilities > 0]
     return float(-(seen * np.log(seen)).sum())
@@ -38,7 +45,7 @@ def top(probabilities: np.ndarray, n: int) -> np.ndarray:
 def test_bounds_hold_the_exact_entropy_for_any_number_of_seen_tokens(probabilities: np.ndarray, share: float) -> None:
     n = 1 + round(share * (probabilities.size - 1))
     for dtype, slack in ((np.float64, 1e-7), (np.float32, 2e-4)):
-        bounds = entropy_bounds(top(probabilities, n).astype(dtype), vocab_size=probabilities.size)
+        bounds = bounds_of(top(probabilities, n).astype(dtype), vocab_size=probabilities.size)
         assert bounds.low >= -slack
         assert bounds.low - slack <= exact(probabilities) <= bounds.high + slack
         assert bounds.high <= np.log(probabilities.size) + slack
@@ -48,7 +55,7 @@ def test_bounds_hold_the_exact_entropy_for_any_number_of_seen_tokens(probabiliti
 def test_bounds_only_close_when_more_is_seen_and_meet_when_all_is(probabilities: np.ndarray) -> None:
     size = probabilities.size
     sizes = sorted({1, (size + 1) // 2, size})
-    widths = [entropy_bounds(top(probabilities, n), vocab_size=size) for n in sizes]
+    widths = [bounds_of(top(probabilities, n), vocab_size=size) for n in sizes]
     for wide, narrow in pairwise(widths):
         assert narrow.high <= wide.high + 1e-7
         assert narrow.low >= wide.low - 1e-7
@@ -56,11 +63,11 @@ def test_bounds_only_close_when_more_is_seen_and_meet_when_all_is(probabilities:
 
 
 def test_bounds_on_numbers_worked_by_hand() -> None:
-    bounds = entropy_bounds(np.log(np.array([0.5, 0.25], np.float32)), vocab_size=4)
+    bounds = bounds_of(np.log(np.array([0.5, 0.25], np.float32)), vocab_size=4)
     assert bounds.low == pytest.approx(0.5 * np.log(2) + 0.25 * np.log(4) + 0.25 * np.log(4), abs=1e-6)
     assert bounds.high == pytest.approx(0.5 * np.log(2) + 0.25 * np.log(4) + 0.25 * np.log(8), abs=1e-6)
     assert bounds.middle == pytest.approx((bounds.low + bounds.high) / 2)
-    certain = entropy_bounds(np.array([0.0, -np.inf], np.float32), vocab_size=9)
+    certain = bounds_of(np.array([0.0, -np.inf], np.float32), vocab_size=9)
     assert certain == Interval(0.0, 0.0)
 
 

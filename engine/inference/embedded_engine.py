@@ -24,6 +24,7 @@ from engine.inference.embedded import EmbeddedConfig
 from engine.inference.model import Decoder
 from engine.inference.native import load_native
 from engine.inference.ops import NativeOps, Ops, Sampled, TorchOps
+from engine.inference.requests import check_request
 from engine.inference.rows import ActiveRequest
 from engine.inference.sampling import SamplingRows, sample
 from engine.inference.shape import read_shape
@@ -93,26 +94,9 @@ class EmbeddedEngine:
         return bool(self._live or self._out)
 
     def check(self, request: GenerateRequest) -> None:
-        """Raise `GeneratorError` for a request that can never run. Reads nothing that changes; any thread may call."""
-        size, sampling = request.token_ids.size, request.sampling
-        if not size or sampling.max_new_tokens < 1 or request.stream_interval < 1:
-            raise GeneratorError(
-                f"request {request.request_id}: needs a prompt, max_new_tokens >= 1 and stream_interval >= 1; got "
-                f"{size} prompt tokens, {sampling.max_new_tokens=}, {request.stream_interval=}"
-            )
-        if size + sampling.max_new_tokens > self._max_length:
-            raise GeneratorError(
-                f"request {request.request_id}: {size} prompt tokens and {sampling.max_new_tokens} new ones can never "
-                f"fit into {self._max_length} (the smaller of max_kv_tokens and the model's positions)"
-            )
-        low, high = int(request.token_ids.min()), int(request.token_ids.max())
-        if low < 0 or high >= self.shape.vocab_size:
-            raise GeneratorError(
-                f"request {request.request_id}: token ids {low}..{high} leave the vocabulary of {self.shape.vocab_size}"
-            )
-        if sampling.temperature < 0 or not 0 < sampling.top_p <= 1:
-            raise GeneratorError(f"request {request.request_id}: got {sampling.temperature=}, {sampling.top_p=}")
-        self._stops.check(sampling.stop)
+        """Raise `RequestRefusedError` for what can never run. Reads nothing that changes; any thread may call."""
+        check_request(request, vocab_size=self.shape.vocab_size, max_length=self._max_length)
+        self._stops.check(request.sampling.stop)
 
     def submit(self, request: GenerateRequest) -> None:
         """Queue a request; its chunks come out of `step`. Raises `GeneratorError` as `check` does, and for an id that

@@ -7,7 +7,7 @@ vocabulary: may this token end one of them? Only flagged tokens are decoded, wit
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.errors import GeneratorError, boundary
+from engine.errors import GeneratorError, RequestRefusedError, boundary
 from engine.interfaces import Tokenizer
 from engine.types import Int32
 
@@ -30,11 +30,11 @@ class StopStrings:
         """[sets, V]: the token may complete a string of the set."""
 
     def check(self, stops: tuple[str, ...]) -> None:
-        """Raise `GeneratorError` where the strings cannot be looked for."""
+        """Raise `RequestRefusedError` where the strings cannot be looked for."""
         if stops and self._tokenizer is None:
-            raise GeneratorError(f"stop strings {list(stops)} need a tokenizer, and this engine was given none")
+            raise RequestRefusedError(f"stop strings {list(stops)} need a tokenizer, and this engine was given none")
         if not all(stops):
-            raise GeneratorError("an empty stop string would end every segment at once")
+            raise RequestRefusedError("an empty stop string would end every segment at once")
 
     def number_of(self, stops: tuple[str, ...]) -> int:
         """The row of `flags` for a set of strings, made on first use."""

@@ -1,0 +1,183 @@
+"""What SGLang streams, as `Completion`s.
+
+Each event holds the tokens since the last one where the server streams incrementally, and all tokens so far where it
+does not; versions come as spans over all tokens of the request. Log-probabilities and alternatives are those of the
+distribution that was sampled from: SGLang divides the logits by the temperature first, and takes temperature 1 for a
+greedy request, which is what `Completion` asks for.
+"""
+
+from collections.abc import Callable
+
+import msgspec
+import numpy as np
+
+from engine.entropy import entropy_bounds
+from engine.errors import GeneratorError, RequestRefusedError
+from engine.types import Completion, FinishReason, Float32, GenerateRequest, Int32, Version
+
+_Scored = tuple[float | None, int, str | None]
+"""Log-probability (null for -inf, which JSON lacks), token id, text."""
+
+
+class _Span(msgspec.Struct):
+    version: str
+    start: int
+    end: int
+
+
+class _Finish(msgspec.Struct):
+    type: str
+    message: str = ""
+    status_code: int | None = None
+
+
+class _Meta(msgspec.Struct):
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    finish_reason: _Finish | None = None
+    weight_version: str = ""
+    weight_versions: list[_Span] = []
+    output_token_logprobs: list[_Scored] = []
+    output_top_logprobs: list[list[_Scored] | None] = []
+
+
+class _Error(msgspec.Struct):
+    message: str
+    code: int = 0
+
+
+class _Event(msgspec.Struct):
+    output_ids: list[int] = []
+    meta_info: _Meta = msgspec.field(default_factory=_Meta)
+    error: _Error | None = None
+
+
+_EVENTS = msgspec.json.Decoder(_Event)
+
+
+class ChunkReader:
+    """Turns the events of one request into its chunks."""
+
+    def __init__(
+        self,
+        request: GenerateRequest,
+        *,
+        vocab_size: int,
+        is_incremental: bool,
+        is_mixed: Callable[[Version], bool],
+    ) -> None:
+        """`is_mixed` says whether a token of this version was sampled over KV of an older one."""
+        self._request = request
+        self._vocab_size = vocab_size
+        self._is_incremental = is_incremental
+        self._is_mixed = is_mixed
+        self._held: list[_Event] = []
+        """Incremental events that do not fill a first chunk yet."""
+        self._num_held = 0
+        self._num_sampled = 0
+        """Tokens handed out."""
+        self.is_ended = False
+
+    def read(self, payload: bytes) -> Completion | None:
+        """The chunk that an event completes; None where it is held until `stream_interval` tokens are there.
+
+        Raises `GeneratorError` for an event that reports one, or that cannot be read.
+        """
+        try:
+            event = _EVENTS.decode(payload)
+        except msgspec.DecodeError as error:
+            raise GeneratorError(f"{self._request.request_id}: an event that SGLang does not send: {error}") from None
+        if event.error is not None:
+            raise _failure(event.error.code, f"{self._request.request_id}: {event.error.message}")
+        finish = event.meta_info.finish_reason
+        if finish is not None and finish.type == "abort" and finish.status_code is not None:
+            raise _failure(finish.status_code, f"{self._request.request_id}: {finish.message}")
+        if not self._is_incremental:
+            event = self._news(event)
+        self._held.append(event)
+        self._num_held += len(event.output_ids)
+        # A server's first event is one token, and its later ones begin behind that.
+        if finish is None and self._num_sampled == 0 and self._num_held < self._request.stream_interval:
+            return None
+        return self._chunk(event.meta_info, finish)
+
+    def _news(self, event: _Event) -> _Event:
+        """What a cumulative event adds."""
+        known = self._num_sampled + self._num_held
+        meta = msgspec.structs.replace(
+            event.meta_info,
+            output_token_logprobs=event.meta_info.output_token_logprobs[known:],
+            output_top_logprobs=event.meta_info.output_top_logprobs[known:],
+        )
+        return msgspec.structs.replace(event, output_ids=event.output_ids[known:], meta_info=meta)
+
+    def _chunk(self, meta: _Meta, finish: _Finish | None) -> Completion:
+        tokens = [token for event in self._held for token in event.output_ids]
+        scored = [one for event in self._held for one in event.meta_info.output_token_logprobs][: len(tokens)]
+        top = [one for event in self._held for one in event.meta_info.output_top_logprobs][: len(tokens)]
+        if [token for _, token, _ in scored] != tokens or len(top) != len(tokens):
+            raise GeneratorError(
+                f"{self._request.request_id}: {len(tokens)} tokens came with {len(scored)} log-probabilities and "
+                f"{len(top)} lists of alternatives, not one each"
+            )
+        low_T, high_T = self._entropies(top)
+        versions_T = self._versions(meta, len(tokens))
+        is_first = self._num_sampled == 0
+        self._num_sampled += len(tokens)
+        self._held, self._num_held = [], 0
+        self.is_ended = finish is not None
+        return Completion(
+            request_id=self._request.request_id,
+            token_ids=np.array(tokens, np.int32),
+            logprobs=np.array([_finite(logprob) for logprob, _, _ in scored], np.float32),
+            entropy_low=low_T,
+            entropy_high=high_T,
+            versions=versions_T,
+            finish_reason=self._reason(finish),
+            is_mixed=any(self._is_mixed(int(version)) for version in np.unique(versions_T)),
+            num_cached_tokens=meta.cached_tokens if is_first else 0,
+            num_prefilled_tokens=meta.prompt_tokens - meta.cached_tokens if is_first else 0,
+        )
+
+    def _entropies(self, top: list[list[_Scored] | None]) -> tuple[Float32, Float32]:
+        if not top:
+            return np.empty(0, np.float32), np.empty(0, np.float32)
+        rows = [[_finite(logprob) for logprob, _, _ in row or ()] for row in top]
+        low_T, high_T = entropy_bounds(np.array(rows, np.float32), vocab_size=self._vocab_size)
+        return low_T.astype(np.float32), high_T.astype(np.float32)
+
+    def _versions(self, meta: _Meta, count: int) -> Int32:
+        """The version of each new token, as the server stamped it."""
+        first, end = self._num_sampled, self._num_sampled + count
+        versions = np.full(count, self._number(meta.weight_version) if count else 0, np.int32)
+        for span in meta.weight_versions:
+            where = slice(max(span.start, first) - first, max(min(span.end, end) - first, 0))
+            versions[where] = self._number(span.version)
+        return versions
+
+    def _number(self, version: str) -> Version:
+        try:
+            return int(version)
+        except ValueError:
+            raise GeneratorError(
+                f"{self._request.request_id}: the server calls its weights {version!r}; a version is a number"
+            ) from None
+
+    def _reason(self, finish: _Finish | None) -> FinishReason:
+        match None if finish is None else finish.type:
+            case None:
+                return ""
+            case "stop" | "length" as reason:
+                return reason
+            case "abort":
+                return "aborted"
+            case other:
+                raise GeneratorError(f"{self._request.request_id}: the server ended with {other!r}")
+
+
+def _failure(code: int, message: str) -> GeneratorError:
+    return (RequestRefusedError if code == 400 else GeneratorError)(message)
+
+
+def _finite(logprob: float | None) -> float:
+    return float("-inf") if logprob is None else logprob

@@ -1,0 +1,135 @@
+"""SglangHttp: SGLang's HTTP interface; every way in which it can fail becomes an error of our tree.
+
+no connection, a connection that broke    GeneratorLostError
+400 to a generation                       RequestRefusedError
+404                                       GeneratorError: the version lacks the endpoint
+401, 5xx, `success: false`, no JSON       GeneratorError
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any, Self
+
+import msgspec
+
+from engine.errors import GeneratorError, GeneratorLostError, RequestRefusedError
+
+NEEDED = "0.5.21"
+"""The oldest SGLang whose interface this speaks."""
+_SEPARATOR = b"\n\n"
+_DATA = b"data: "
+_DONE = b"[DONE]"
+
+
+class SglangHttp:
+    """One server. `async with SglangHttp(url, ...) as http`; calls outside of that are errors of the caller."""
+
+    def __init__(self, url: str, *, timeout_s: float, api_key: str | None = None) -> None:
+        """`timeout_s` is for connecting, and for whole calls that set no other; a stream has no limit of its own."""
+        import aiohttp
+
+        self.url = url.rstrip("/")
+        self._timeout_s = timeout_s
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._connecting = aiohttp.ClientTimeout(total=None, sock_connect=timeout_s)
+        # A broken connection and a refused one; whatever else aiohttp raises is a dialect we do not speak.
+        self._lost = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, ConnectionError, TimeoutError)
+        self._foreign = aiohttp.ClientError
+
+    async def __aenter__(self) -> Self:
+        import aiohttp
+
+        # As many connections as requests: the server batches what is in flight.
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0), headers=self._headers, timeout=self._connecting
+        )
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._session.close()
+
+    async def is_up(self, path: str) -> bool:
+        """Whether somebody answers there, and with 200."""
+        try:
+            async with asyncio.timeout(self._timeout_s), self._session.get(self.url + path) as response:
+                return response.status == 200
+        except (*self._lost, self._foreign):
+            return False
+
+    async def get(self, path: str) -> dict[str, Any]:
+        """The JSON answer to a GET."""
+        return await self._call("GET", path, None, timeout_s=self._timeout_s)
+
+    async def post(self, path: str, body: dict[str, Any], *, timeout_s: float | None = None) -> dict[str, Any]:
+        """The JSON answer to a POST; an answer that says `success: false` is an error. Empty where there is none."""
+        answer = await self._call("POST", path, body, timeout_s=timeout_s or self._timeout_s)
+        if answer.get("success") is False:
+            raise GeneratorError(f"{self.url}{path}: {answer.get('message', 'no reason given')}")
+        return answer
+
+    async def stream(self, path: str, body: dict[str, Any]) -> AsyncGenerator[bytes, None]:
+        """The events of a server-sent stream, each one JSON. Closing it early closes the connection."""
+        try:
+            async with self._session.post(self.url + path, json=body) as response:
+                if response.status != 200:
+                    raise self._refusal(path, response.status, await response.read())
+                buffer = bytearray()
+                async for piece in response.content.iter_any():
+                    buffer += piece
+                    while (end := buffer.find(_SEPARATOR)) >= 0:
+                        event = bytes(buffer[:end])
+                        del buffer[: end + len(_SEPARATOR)]
+                        if event == _DATA + _DONE:
+                            return
+                        if event.startswith(_DATA):
+                            yield event[len(_DATA) :]
+        except self._lost as error:
+            raise self._loss(path, error) from error
+        except self._foreign as error:
+            raise GeneratorError(f"{self.url}{path}: {error}") from error
+        raise GeneratorLostError(f"{self.url}{path}: the stream ended before its end")
+
+    async def _call(self, method: str, path: str, body: dict[str, Any] | None, *, timeout_s: float) -> dict[str, Any]:
+        try:
+            async with (
+                asyncio.timeout(timeout_s),
+                self._session.request(method, self.url + path, json=body) as response,
+            ):
+                payload = await response.read()
+        except self._lost as error:
+            raise self._loss(path, error) from error
+        except self._foreign as error:
+            raise GeneratorError(f"{self.url}{path}: {error}") from error
+        if response.status != 200:
+            raise self._refusal(path, response.status, payload)
+        if not payload:
+            return {}
+        try:
+            return msgspec.json.decode(payload, type=dict[str, Any])
+        except msgspec.DecodeError:
+            raise GeneratorError(f"{self.url}{path}: no JSON object, but {_shown(payload)}") from None
+
+    def _loss(self, path: str, error: BaseException) -> GeneratorLostError:
+        reason = str(error) or type(error).__name__
+        if isinstance(error, TimeoutError):
+            reason = f"no answer within {self._timeout_s:g} s"
+        return GeneratorLostError(f"{self.url}{path}: {reason}")
+
+    def _refusal(self, path: str, status: int, payload: bytes) -> GeneratorError:
+        if status == 404:
+            return GeneratorError(f"{self.url}{path}: there is no such endpoint; SGLang {NEEDED} or newer is needed")
+        kind = RequestRefusedError if (status, path) == (400, "/generate") else GeneratorError
+        return kind(f"{self.url}{path}: {status}: {_shown(payload)}")
+
+
+def _shown(payload: bytes) -> str:
+    """What a server said, short enough for one line: the message where there is one."""
+    try:
+        raw = msgspec.json.decode(payload)
+    except msgspec.DecodeError:
+        raw = None
+    for key in ("error", "message", "detail"):
+        if isinstance(raw, dict) and key in raw:
+            raw = raw[key]  # pyright: ignore[reportUnknownVariableType]
+    text = raw if isinstance(raw, str) else payload.decode(errors="replace")
+    return " ".join(text.split())[:300]
