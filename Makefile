@@ -5,6 +5,8 @@ PIP := .venv/bin/python -m pip --disable-pip-version-check --no-input -qq
 PYTEST := .venv/bin/python -m pytest
 # The environment is redone when what defines it changes, not when a checkout touches the files.
 STAMP := .venv/installed-$(shell cat pyproject.toml requirements/dev.lock | sha256sum | cut -c1-16)
+SGLANG_PIP := .venv-sglang/bin/python -m pip --disable-pip-version-check --no-input -qq
+SGLANG_STAMP := .venv-sglang/installed-$(shell sha256sum requirements/sglang-cpu.lock | cut -c1-16)
 # SIGINT lets pytest tear its fixtures down, so that no server outlives a suite that ran out of time.
 LIMIT := timeout --foreground --signal=INT --kill-after=60
 
@@ -12,12 +14,14 @@ LIMIT := timeout --foreground --signal=INT --kill-after=60
 export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-real check mutants clean
+.PHONY: help install sglang demo test test-real check mutants clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## make .venv with the pinned packages and this one, editable
+
+sglang: $(SGLANG_STAMP) ## make .venv-sglang: SGLang's server for CPUs, 2.5 GB
 
 demo: $(STAMP) ## train the demo on this machine; leaves runs/demo/
 	.venv/bin/arpo train configs/demo.toml
@@ -25,7 +29,7 @@ demo: $(STAMP) ## train the demo on this machine; leaves runs/demo/
 test: $(STAMP) ## the quick suite
 	$(LIMIT) 900 $(PYTEST) -m "not real"
 
-test-real: $(STAMP) ## the suite with real servers, torchrun layouts, built wheels
+test-real: $(STAMP) $(SGLANG_STAMP) ## the suite with real servers, torchrun layouts, built wheels
 	$(LIMIT) 2700 $(PYTEST) -m real
 
 check: $(STAMP) ## lint, format, types
@@ -36,8 +40,8 @@ check: $(STAMP) ## lint, format, types
 mutants: $(STAMP) ## show that each patch in tests/mutations/ turns a test red
 	.venv/bin/python tests/mutate.py --jobs 2
 
-clean: ## remove the environment and what tools left; runs/ stays
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+clean: ## remove the environments and what tools left; runs/ stays
+	rm -rf .venv .venv-sglang build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # torch comes first and with its dependencies: with it present nothing else asks for another build of it.
@@ -49,4 +53,12 @@ $(STAMP):
 	@$(PIP) install -c requirements/dev.lock "$$(grep '^torch==' requirements/dev.lock)"
 	@$(PIP) install --no-deps -r requirements/dev.lock
 	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(SGLANG_STAMP):
+	@test -x .venv-sglang/bin/python || $(PYTHON) -m venv .venv-sglang
+	@echo "installing into .venv-sglang"
+	@rm -f .venv-sglang/installed-*
+	@$(SGLANG_PIP) install -c requirements/sglang-cpu.lock "$$(grep '^torch==' requirements/sglang-cpu.lock)"
+	@$(SGLANG_PIP) install --no-deps -r requirements/sglang-cpu.lock
 	@touch $@

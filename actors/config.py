@@ -10,6 +10,7 @@ from engine.config import NonNegative, NonNegativeFloat, Positive, PositiveFloat
 from engine.dataset import DataConfig
 from engine.errors import ConfigError
 from engine.inference.embedded import EmbeddedConfig
+from engine.inference.sglang_config import SglangConfig
 from engine.renderer import RendererConfig
 from engine.rollout_config import RolloutConfig
 from engine.train_config import TrainConfig
@@ -61,6 +62,9 @@ class TinyModel(Section, frozen=True, tag="tiny", tag_field="kind"):
 ModelConfig = HfModel | TinyModel
 
 
+GeneratorConfig = EmbeddedConfig | SglangConfig
+
+
 class SftConfig(Section, frozen=True, kw_only=True):
     """One stage of a supervised cold start on tool-use traces; tokens that tools wrote are masked."""
 
@@ -97,10 +101,13 @@ class RuntimeConfig(Section, frozen=True):
     """Which processes there are, and where."""
 
     num_generators: Positive = 1
+    """How many are started; servers that are there already (`generator.urls`) are counted by their addresses."""
     threads: Positive = 1
     """Threads of each process; more than the machine has cores for costs a factor."""
     start_timeout_s: PositiveFloat = 300.0
     """How long a process may take until it answers for the first time."""
+    restart_limit: Positive = 5
+    """How often in a row a lost generator is started again without having sampled anything until it is given up."""
 
 
 class Config(Section, frozen=True, kw_only=True):
@@ -120,7 +127,7 @@ class Config(Section, frozen=True, kw_only=True):
     renderer: RendererConfig = RendererConfig()
     tools: ToolsConfig = msgspec.field(default_factory=ToolsConfig)
     rollout: RolloutConfig = RolloutConfig()
-    generator: EmbeddedConfig = EmbeddedConfig()
+    generator: GeneratorConfig = EmbeddedConfig()
     learner: LearnerConfig = LearnerConfig()
     sft: tuple[SftConfig, ...] = ()
     """Stages of a cold start before the first RL step, each from the model that the one before it made."""

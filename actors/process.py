@@ -48,7 +48,7 @@ async def actor_process(
         yield caller
     finally:
         writer.close()
-        await _end(process)
+        await end_process(process)
         caller.lose("it was ended")
         watching.cancel()
         receiving.cancel()
@@ -84,19 +84,20 @@ async def _watch(process: asyncio.subprocess.Process, caller: Caller, receiving:
             reason = f"exit code {await process.wait()}"
     except TimeoutError:
         pass  # it lives on without a connection; leaving the block ends it
-    caller.lose("\n  ".join([f"{reason}; the end of {log}:", *_tail(log)]))
+    caller.lose("\n  ".join([f"{reason}; the end of {log}:", *tail(log)]))
 
 
-def _tail(log: Path) -> list[str]:
+def tail(log: Path) -> list[str]:
+    """The last lines of a log."""
     with log.open(errors="replace") as lines:
         return [line.rstrip() for line in deque(lines, maxlen=LOG_TAIL_LINES)]
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """The connection is closed, which ends a healthy actor; help one that is not."""
+async def end_process(process: asyncio.subprocess.Process, *, patience_s: float = TERMINATE_S) -> None:
+    """Wait for a process whose connection is closed, which ends a healthy one; help one that is not."""
     for help_it in (process.terminate, process.kill):
         try:
-            async with asyncio.timeout(TERMINATE_S):
+            async with asyncio.timeout(patience_s):
                 await process.wait()
                 return
         except TimeoutError:

@@ -27,7 +27,7 @@ from actors.messages import (
     UpdateWeights,
 )
 from actors.wire import Caller
-from engine.errors import GeneratorError, LearnerError
+from engine.errors import GeneratorError, GeneratorLostError, LearnerError
 from engine.types import (
     Batch,
     Completion,
@@ -43,7 +43,7 @@ from engine.types import (
 
 
 class RemoteGenerator:
-    """`interfaces.Generator` in another process; a dead process is a `GeneratorError`."""
+    """`interfaces.Generator` in another process; a dead process is a `GeneratorLostError`."""
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
@@ -51,7 +51,9 @@ class RemoteGenerator:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Completion, None]:
         is_ended = False
         try:
-            async with contextlib.aclosing(self._caller.stream(Generate(request=request), GeneratorError)) as answers:
+            async with contextlib.aclosing(
+                self._caller.stream(Generate(request=request), GeneratorLostError)
+            ) as answers:
                 async for answer in answers:
                     assert isinstance(answer, Chunk)
                     is_ended = answer.completion.finish_reason != ""
@@ -66,13 +68,13 @@ class RemoteGenerator:
                     await asyncio.shield(self.abort(request.request_id))
 
     async def abort(self, request_id: str) -> None:
-        await self._caller.call(Abort(request_id=request_id), GeneratorError)
+        await self._caller.call(Abort(request_id=request_id), GeneratorLostError)
 
     async def update_weights(self, ref: WeightRef, *, mode: UpdateMode) -> None:
-        await self._caller.call(UpdateWeights(ref=ref, mode=mode), GeneratorError)
+        await self._caller.call(UpdateWeights(ref=ref, mode=mode), GeneratorLostError)
 
     async def statistics(self) -> GeneratorStatistics:
-        answer = await self._caller.call(GetStatistics(), GeneratorError)
+        answer = await self._caller.call(GetStatistics(), GeneratorLostError)
         assert isinstance(answer, Statistics)
         return answer.statistics
 

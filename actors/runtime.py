@@ -1,28 +1,29 @@
 """LocalRuntime: one machine, no cluster; asyncio here, generators and learner ranks in processes of their own."""
 
-import asyncio
 import hashlib
 import logging
 import shutil
-import socket
 import tempfile
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Self
 
 from actors.config import Config, HfModel
-from actors.messages import StartGenerator, StartLearner
+from actors.entering import enter_all
+from actors.generators import generator_starts
+from actors.messages import StartLearner
+from actors.ports import free_port
 from actors.process import actor_process
-from actors.remote import RemoteGenerator, RemoteTrainer
-from actors.wire import Caller
+from actors.remote import RemoteTrainer
 from engine.cohort import Cohort
 from engine.dataset import DataConfig, PromptDataset
-from engine.errors import ConfigError, GeneratorError, LearnerError, cause
+from engine.errors import ConfigError, LearnerError
 from engine.events import AnyTreeEvent
 from engine.inference.loading import check_weights
 from engine.inference.router import Router
 from engine.inference.shape import parameter_shapes, read_shape
+from engine.inference.supervised import SupervisedGenerator
 from engine.renderer import Renderer, make_renderer
 from engine.rollout import TreeRollout
 from engine.rollout_config import RolloutConfig
@@ -62,9 +63,9 @@ class LocalRuntime:
         shape = read_shape(self.model_path)
         check_weights(self.model_path, parameter_shapes(shape))
         self.vocab_size = shape.vocab_size
-        self._max_length = min(shape.max_positions, config.generator.max_kv_tokens)
+        self._max_length = min(shape.max_positions, config.generator.max_kv_tokens or shape.max_positions)
         self._executor = build_executor(config.tools, tools=tools, reward=reward)
-        self.generators: list[RemoteGenerator] = []
+        self.generators: list[SupervisedGenerator] = []
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -99,11 +100,11 @@ class LocalRuntime:
         return dataset
 
     async def start_generators(self, model_path: str) -> Router:
-        """Start all generator processes side by side; requests go through the router."""
-        start = StartGenerator(config=self.config.generator, model_path=model_path)
-        names = [f"generator-{number}" for number in range(self.config.runtime.num_generators)]
-        callers = await self._start_all([(name, start) for name in names], self._stack, kind=GeneratorError)
-        self.generators = [RemoteGenerator(caller) for caller in callers]
+        """Start all generators side by side; each comes back when it is lost. Requests go through the router."""
+        starts = generator_starts(self.config, model_path=model_path, logs=self.run_dir / "logs")
+        limit = self.config.runtime.restart_limit
+        self.generators = [SupervisedGenerator(name, start, restart_limit=limit) for name, start in starts]
+        await enter_all([(one.name, one) for one in self.generators], self._stack)
         return Router(self.generators)
 
     async def start_trainer(self, model_path: str) -> RemoteTrainer:
@@ -115,7 +116,7 @@ class LocalRuntime:
         self, *, config: LearnerConfig, model_path: str, name: str = "learner"
     ) -> AsyncGenerator[RemoteTrainer, None]:
         """The ranks of a learner, for the length of the block; they meet at a port on loopback."""
-        address = f"tcp://127.0.0.1:{_free_port()}" if config.world_size > 1 else None
+        address = f"tcp://127.0.0.1:{free_port()}" if config.world_size > 1 else None
         async with AsyncExitStack() as stack:
             weights_dir = self._weights_dir(name, stack)
             starts = [
@@ -132,7 +133,22 @@ class LocalRuntime:
                 )
                 for rank in range(config.world_size)
             ]
-            yield RemoteTrainer(await self._start_all(starts, stack, kind=LearnerError))
+            runtime = self.config.runtime
+            processes = [
+                (
+                    rank,
+                    actor_process(
+                        rank,
+                        start,
+                        kind=LearnerError,
+                        log=self.run_dir / "logs" / f"{rank}.log",
+                        threads=runtime.threads,
+                        start_timeout_s=runtime.start_timeout_s,
+                    ),
+                )
+                for rank, start in starts
+            ]
+            yield RemoteTrainer(await enter_all(processes, stack))
 
     def rollouts(
         self, router: Router, *, config: RolloutConfig, seed: int, emit: Callable[[AnyTreeEvent], None]
@@ -158,42 +174,6 @@ class LocalRuntime:
 
         return grow
 
-    async def _start_all(
-        self,
-        starts: Sequence[tuple[str, StartGenerator | StartLearner]],
-        stack: AsyncExitStack,
-        *,
-        kind: type[GeneratorError] | type[LearnerError],
-    ) -> list[Caller]:
-        runtime = self.config.runtime
-        contexts = [
-            actor_process(
-                name,
-                start,
-                kind=kind,
-                log=self.run_dir / "logs" / f"{name}.log",
-                threads=runtime.threads,
-                start_timeout_s=runtime.start_timeout_s,
-            )
-            for name, start in starts
-        ]
-
-        # Entered side by side: ranks of one learner wait for each other before any of them answers.
-        async def enter(context: AbstractAsyncContextManager[Caller]) -> Caller:
-            caller = await context.__aenter__()
-            stack.push_async_exit(context)
-            return caller
-
-        entering: list[asyncio.Task[Caller]] = []
-        try:
-            # The first one that fails cancels the others, which might wait for it until their deadline.
-            async with asyncio.TaskGroup() as tasks:
-                for context, (name, _) in zip(contexts, starts, strict=True):
-                    entering.append(tasks.create_task(enter(context), name=f"start {name}"))
-        except BaseExceptionGroup as errors:
-            raise cause(errors) from errors
-        return [task.result() for task in entering]
-
     def _weights_dir(self, name: str, stack: AsyncExitStack) -> Path:
         """A folder in shared memory where there is room; one a run, so that a killed run leaves nothing twice."""
         digest = hashlib.blake2b(f"{self.run_dir.resolve()}/{name}".encode(), digest_size=6).hexdigest()
@@ -212,9 +192,3 @@ def _base_for_weights(num_bytes: int) -> Path:
     base = Path(tempfile.gettempdir())
     logger.warning("%s has no room for %d bytes of weights; they go through %s", SHARED_MEMORY, num_bytes, base)
     return base
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

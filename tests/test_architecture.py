@@ -45,13 +45,13 @@ DOORS: dict[str, tuple[str, ...]] = {
     "sglang": (),
     "tokenizers": ("engine/tokenizer.py", "engine/tokenizer_tiny.py"),
     # The benchmarks time the reference implementation, which speaks torch.
-    "torch": ("engine/inference/*", "learner/*", "actors/bench/decode.py"),
+    "torch": ("engine/inference/*", "learner/*", "actors/bench/decode.py", "actors/sglang_cpu_shims/*"),
     "transformers": ("actors/bench/*",),
 }
 """Dependency to the only files that may import it; `*` matches any depth."""
 ONE_FILE = ("asyncio_throttle", "bm25s", "matplotlib", "ray", "rich")
 """Dependencies that one file may import, whatever the pattern allows."""
-PRINTERS = ("actors/cli.py", "actors/launch.py", "tools/python_server.py", "*/__main__.py")
+PRINTERS = ("actors/cli.py", "tools/python_server.py", "*/__main__.py")
 """Programs: what they print is their answer."""
 NAMELESS = {"utils", "util", "helpers", "helper", "common", "misc"}
 MAX_FILE_LINES = 300

@@ -122,7 +122,7 @@ def refused(home: Home, capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         (["data.max_prompt_tokens=2"], r"good.parquet: row 0: \d+ tokens, max_prompt_tokens is 2"),
         (["eval.data.max_prompt_tokens=2"], r"good.parquet: row 0: \d+ tokens, max_prompt_tokens is 2"),
         (["rollout.sampling.max_response_tokens=256"], r"do not fit into 256 .*at \$.rollout.sampling.max_response"),
-        (["generator.max_kv_tokens=10"], r"do not fit into 10 "),
+        (["generator.kind=embedded", "generator.max_kv_tokens=10"], r"do not fit into 10 "),
         (["model.path={home}/nowhere"], r"nowhere: no model folder there .*at \$.model.path"),
         (["tools.search.corpus={home}/none.jsonl"], r"none.jsonl.*at \$.tools.search.corpus"),
         (['sft.0.traces=["{home}/none.jsonl"]'], r"none.jsonl: No such file"),

@@ -94,6 +94,7 @@ probe_tokens = 4
 max_response_tokens = 96
 max_segment_tokens = 32
 [generator]
+kind = "embedded"
 max_kv_tokens = 16384
 [learner]
 lr = 1e-4

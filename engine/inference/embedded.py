@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 import msgspec
 
 from engine.config import Positive, Section
-from engine.errors import GeneratorError, boundary
+from engine.errors import GeneratorError, GeneratorLostError, boundary
 from engine.interfaces import Tokenizer
 from engine.types import Completion, GenerateRequest, GeneratorStatistics, UpdateMode, WeightRef
 
@@ -35,7 +35,7 @@ _BURST_STEPS = 64
 """Steps after which statistics are refreshed, whatever else happens."""
 
 
-class EmbeddedConfig(Section, frozen=True):
+class EmbeddedConfig(Section, frozen=True, tag="embedded", tag_field="kind"):
     """How the embedded engine uses its machine."""
 
     max_kv_tokens: Positive = 65_536
@@ -81,7 +81,8 @@ class EmbeddedGenerator:
     """`engine.interfaces.Generator` in this process.
 
     Use as `async with EmbeddedGenerator(config, model_path=...) as generator`; leaving ends open streams with
-    `GeneratorError`. An exception in a step does the same, and every later call raises it.
+    `GeneratorError`. An exception in a step does the same, and every later call raises it: a `GeneratorLostError`
+    where a new start may help.
     """
 
     def __init__(self, config: EmbeddedConfig, *, model_path: str, tokenizer: Tokenizer | None = None) -> None:
@@ -115,7 +116,7 @@ class EmbeddedGenerator:
         self._executor.shutdown()
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Completion]:
-        """As `Generator.generate`. Raises `GeneratorError` at once for a request that can never run."""
+        """As `Generator.generate`. Raises `RequestRefusedError` at once for a request that can never run."""
         self._open_engine().check(request)
         name = request.request_id
         if name in self._names:
@@ -133,7 +134,7 @@ class EmbeddedGenerator:
                 chunk = await stream.get()
                 is_ended = isinstance(chunk, GeneratorError) or chunk.finish_reason != ""
                 if isinstance(chunk, GeneratorError):
-                    raise GeneratorError(f"request {name}: {chunk}") from chunk
+                    raise type(chunk)(f"request {name}: {chunk}") from chunk
                 yield msgspec.structs.replace(chunk, request_id=name)
         finally:
             del self._names[name], self._streams[inner]
@@ -183,14 +184,14 @@ class EmbeddedGenerator:
                     self._wake.clear()
                     await self._wake.wait()
                     continue
-                with boundary(GeneratorError, "the embedded engine failed"):
+                with boundary(GeneratorLostError, "the embedded engine failed"):
                     burst = await loop.run_in_executor(self._executor, self._burst, engine)
                 self._deliver(burst)
         except GeneratorError as error:
             logger.error("%s", error)
             self._failure = error
         finally:
-            self._end_all(self._failure or GeneratorError("the embedded generator was closed"))
+            self._end_all(self._failure or GeneratorLostError("the embedded generator was closed"))
 
     def _burst(self, engine: "EmbeddedEngine") -> _Burst:
         """Runs in the thread; the event loop meanwhile only appends to the two queues that this takes from."""

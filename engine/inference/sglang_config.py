@@ -33,8 +33,6 @@ class SglangConfig(Section, frozen=True, tag="sglang", tag_field="kind"):
     """Sent as a bearer token, and given to launched servers."""
     connect_timeout_s: PositiveFloat = 10.0
     """How long a server may take to answer anything but a generation."""
-    restart_limit: Positive = 5
-    """How often in a row a launched server is started again without having served before the run gives up."""
 
     def __post_init__(self) -> None:
         for url in self.urls:

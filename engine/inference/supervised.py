@@ -37,7 +37,7 @@ class SupervisedGenerator:
     """`interfaces.Generator` around one that may be lost and started again.
 
     Use as `async with SupervisedGenerator("generator-0", start) as generator`. Entering raises what the first start
-    raises. Later starts are tried `restart_limit` times in a row; after that the generator stays lost.
+    raises. After `restart_limit` lives in a row that sampled nothing, or did not begin, the generator stays lost.
     """
 
     def __init__(self, name: str, start: Start, *, restart_limit: int = 5) -> None:
@@ -49,6 +49,8 @@ class SupervisedGenerator:
         self._ref: WeightRef | None = None
         """What every generator samples with; none while it is the model that it was started with."""
         self._loss = f"{name} has not started"
+        self._num_vain = 0
+        """Starts in a row after which nothing was sampled."""
         self._lost = asyncio.Event()
         self._updating = asyncio.Lock()
         self._earlier = GeneratorStatistics(version=0)
@@ -74,6 +76,7 @@ class SupervisedGenerator:
         try:
             async with contextlib.aclosing(generator.generate(request)) as chunks:
                 async for chunk in chunks:
+                    self._num_vain = 0
                     yield chunk
         except GeneratorLostError as error:
             self._lose(generator, error)
@@ -132,15 +135,16 @@ class SupervisedGenerator:
 
     async def _restart(self) -> contextlib.AsyncExitStack | None:
         """What the next start has opened; None where it is given up."""
-        for attempt in range(1, self._restart_limit + 1):
-            await asyncio.sleep(REST_S * 2 ** (attempt - 1))
+        while self._num_vain < self._restart_limit:
+            await asyncio.sleep(REST_S * 2**self._num_vain)
+            self._num_vain += 1
             life = contextlib.AsyncExitStack()
             try:
                 await self._begin(life)
             except ArpoError as error:
                 await life.aclose()
                 self._loss = f"{self.name} did not start again: {error}"
-                logger.warning("%s (attempt %d of %d)", self._loss, attempt, self._restart_limit)
+                logger.warning("%s (attempt %d of %d)", self._loss, self._num_vain, self._restart_limit)
             except BaseException:
                 await life.aclose()
                 raise

@@ -1,0 +1,10 @@
+"""A port on loopback that nobody listens on."""
+
+import socket
+
+
+def free_port() -> int:
+    """Free when asked for; whoever binds it first has it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
