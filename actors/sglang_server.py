@@ -5,7 +5,6 @@ On CUDA it is the ordinary server. On a CPU it needs three environment variables
 """
 
 import asyncio
-import contextlib
 import os
 import socket
 import sys
@@ -22,8 +21,11 @@ from engine.inference.sglang_config import SglangConfig
 
 POLL_S = 0.25
 """Between two looks at a server that is starting."""
+CPU_KV_TOKENS = 65_536
+"""`max_kv_tokens` of a server on a CPU that was given none."""
 PROBE_S = 120.0
 """How long an interpreter may take to say what it has."""
+REMEDY = "'make sglang' makes .venv-sglang for CPUs, and where there is CUDA pip install 'arpo-engine[sglang]'"
 TETHER = Path(__file__).with_name("tether.py")
 SHIMS = Path(__file__).with_name("sglang_cpu_shims")
 _PROBE = """
@@ -101,18 +103,21 @@ async def server_command(
     command += ["--incremental-streaming-output"]
     if config.dtype != "auto" or device == "cpu":
         command += ["--dtype", "float32" if config.dtype == "auto" else config.dtype]
-    if config.max_kv_tokens is not None:
-        command += ["--max-total-tokens", str(config.max_kv_tokens)]
+    # On a CPU SGLang takes most of the machine's memory for keys and values, and touches all of it.
+    max_kv_tokens = config.max_kv_tokens or (CPU_KV_TOKENS if device == "cpu" else None)
+    if max_kv_tokens is not None:
+        command += ["--max-total-tokens", str(max_kv_tokens)]
     if config.api_key is not None:
         command += ["--api-key", config.api_key]
     environment = dict(os.environ)
     if device == "cpu":
         command += ["--device", "cpu", "--attention-backend", "torch_native", "--sampling-backend", "pytorch"]
-        command += ["--grammar-backend", "none", "--disable-cuda-graph", "--skip-server-warmup"]
+        command += ["--grammar-backend", "none", "--disable-cuda-graph", "--skip-server-warmup", "--sleep-on-idle"]
         environment |= {
             "SGLANG_USE_CPU_ENGINE": "1",
             "OMP_NUM_THREADS": str(threads),
             "TORCHDYNAMO_DISABLE": "1",
+            "HF_HUB_OFFLINE": "1",
             "PYTHONPATH": str(SHIMS),
         }
     return [*command, *config.args], environment
@@ -124,7 +129,7 @@ async def _device(python: str, wanted: Literal["auto", "cpu", "cuda"]) -> Litera
             python, "-c", _PROBE, wanted, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
         )
     except OSError as error:
-        raise ConfigError(f"{python}: {error.strerror} - at $.generator.python") from None
+        raise ConfigError(f"{python}: {error.strerror}; {REMEDY} - at $.generator.python") from None
     try:
         async with asyncio.timeout(PROBE_S):
             output, _ = await process.communicate()
@@ -132,13 +137,9 @@ async def _device(python: str, wanted: Literal["auto", "cpu", "cuda"]) -> Litera
     except (TimeoutError, msgspec.DecodeError):
         raise ConfigError(f"{python} is no Python that works - at $.generator.python") from None
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
+        await end_process(process, patience_s=0)
     if not found.has_sglang:
-        raise ConfigError(
-            f"{python} has no sglang: 'make sglang' makes .venv-sglang for CPUs, and where there is CUDA "
-            "pip install 'arpo-engine[sglang]' - at $.generator.python"
-        )
+        raise ConfigError(f"{python} has no sglang: {REMEDY} - at $.generator.python")
     if wanted == "auto":
         return "cuda" if found.has_cuda else "cpu"
     return wanted

@@ -4,7 +4,8 @@
 
 FD is one end of a socket pair whose other end the parent holds. When that closes, or at SIGTERM, the whole group gets
 SIGTERM, and SIGKILL after `GRACE_S`; when the command ends by itself, what is left of its group is killed. Exits with
-the command's exit code. For programs that start processes of their own and do not watch their parent.
+the command's exit code, or as shells do with 128 + n where signal n ended it. For programs that start processes of
+their own and do not watch their parent.
 """
 
 import contextlib
@@ -35,7 +36,7 @@ def main(descriptor: int, command: list[str]) -> int:
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         _end(child)
-    return child.returncode
+    return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
 
 def _end(child: "subprocess.Popen[bytes]") -> None:

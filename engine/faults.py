@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable
 
-from engine.errors import GeneratorError, LearnerError
+from engine.errors import GeneratorError, GeneratorLostError, LearnerError
 from engine.interfaces import Generator
 from engine.types import (
     Batch,
@@ -74,14 +74,19 @@ class ScriptedTrainer:
 
 
 class FaultyGenerator:
-    """A generator whose requests fail or stall when `plan` says so: `fail`, `stall`, or `` for neither."""
+    """A generator whose requests fail, stall or find nobody there when `plan` says so: `fail`, `stall`, `lose`, or ``
+    for none of them. Once `is_lost` is set nobody answers anything."""
 
     def __init__(self, inner: Generator, plan: Callable[[GenerateRequest], str]) -> None:
         self._inner = inner
         self._plan = plan
+        self.is_lost = False
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Completion, None]:
+        self._answer()
         match self._plan(request):
+            case "lose":
+                raise GeneratorLostError(f"scripted loss at {request.request_id}")
             case "fail":
                 raise GeneratorError(f"scripted failure of {request.request_id}")
             case "stall":
@@ -89,13 +94,21 @@ class FaultyGenerator:
             case _:
                 async with contextlib.aclosing(self._inner.generate(request)) as chunks:
                     async for chunk in chunks:
+                        self._answer()
                         yield chunk
 
     async def abort(self, request_id: str) -> None:
+        self._answer()
         await self._inner.abort(request_id)
 
     async def update_weights(self, ref: WeightRef, *, mode: UpdateMode) -> None:
+        self._answer()
         await self._inner.update_weights(ref, mode=mode)
 
     async def statistics(self) -> GeneratorStatistics:
+        self._answer()
         return await self._inner.statistics()
+
+    def _answer(self) -> None:
+        if self.is_lost:
+            raise GeneratorLostError("a scripted loss: nobody answers")

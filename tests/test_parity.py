@@ -1,7 +1,8 @@
-"""Parity: the engine that samples, the learner that trains and the reference agree on every token of real trees.
+"""Parity: what samples, the learner that trains and the reference agree on every token of real trees.
 
 The trees are multi-turn, with results of real tools in them and branches that inherit prefixes through the radix
-cache; each log-probability that the embedded engine stamped is scored again by the learner and by transformers.
+cache; each log-probability that the embedded engine or a real SGLang server stamped is scored again by the learner and
+by transformers.
 """
 
 import asyncio
@@ -9,10 +10,11 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import pytest
 
-from actors.config import Config, HfModel
+from actors.config import Config, GeneratorConfig, HfModel
 from actors.remote import RemoteTrainer
 from actors.runtime import LocalRuntime
 from engine.branching import Uniform
@@ -20,14 +22,26 @@ from engine.budget import Account
 from engine.cohort import Cohort
 from engine.dataset import DataConfig
 from engine.granting import Paper
+from engine.inference.embedded import EmbeddedConfig
 from engine.inference.router import Router
+from engine.inference.sglang_config import SglangConfig
 from engine.inference.shape import ModelKind
 from engine.inference.tiny import make_tiny_model
 from engine.rollout_config import BudgetConfig, RolloutConfig, SamplingConfig
 from engine.tokenizer import load_tokenizer
 from engine.tokenizer_tiny import make_word_tokenizer
 from engine.tree import TreeBuilder
-from engine.types import Batch, Float32, Int32, NodeKind, Prompt, Sample, TrajectoryGroup
+from engine.types import (
+    Batch,
+    Float32,
+    GenerateRequest,
+    Int32,
+    NodeKind,
+    Prompt,
+    Sample,
+    SamplingParams,
+    TrajectoryGroup,
+)
 from learner.config import LearnerConfig
 from tools.config import SearchConfig, ToolsConfig
 
@@ -42,6 +56,10 @@ ROLLOUT = RolloutConfig(
 )
 
 
+EMBEDDED = EmbeddedConfig()
+SGLANG = SglangConfig(python=str(Path(__file__).parent.parent / ".venv-sglang" / "bin" / "python"), max_kv_tokens=16384)
+
+
 class Gap(NamedTuple):
     """Largest differences found over all tokens of a set of trees."""
 
@@ -51,7 +69,7 @@ class Gap(NamedTuple):
     num_sampled: int
 
 
-def build(folder: Path, kind: ModelKind) -> Config:
+def build(folder: Path, kind: ModelKind, *, generator: GeneratorConfig = EMBEDDED) -> Config:
     """A peaked model over a small vocabulary, whose random talk is full of tool calls, and a corpus to call."""
     model = folder / "model"
     model.mkdir()
@@ -63,8 +81,9 @@ def build(folder: Path, kind: ModelKind) -> Config:
         vocab_size=tokenizer.vocab_size,
         hidden_size=32,
         num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
+        # SGLang takes the width of a Qwen2 head from the two above, as it is in all that were published.
+        num_heads=2 if kind == "qwen2" else 4,
+        num_kv_heads=1 if kind == "qwen2" else 2,
         head_dim=16,
         intermediate_size=64,
         init_std=0.25,
@@ -78,6 +97,7 @@ def build(folder: Path, kind: ModelKind) -> Config:
         data=DataConfig(path=""),
         tools=ToolsConfig(search=SearchConfig(corpus=str(corpus), top_k=1)),
         rollout=ROLLOUT,
+        generator=generator,
     )
 
 
@@ -154,14 +174,21 @@ def sample_of(group: TrajectoryGroup) -> Sample:
     return Sample(group=group, advantages=tuple(advantages))
 
 
-async def measure(folder: Path, *, kind: ModelKind, tensor_parallel: int) -> tuple[Gap, Gap]:
-    """Gaps before and after an optimiser step whose weights were published to the engine."""
-    config = build(folder, kind)
+async def measure(
+    folder: Path,
+    *,
+    kind: ModelKind,
+    tensor_parallel: int = 1,
+    generator: GeneratorConfig = EMBEDDED,
+    num_trees: int = 3,
+) -> tuple[Gap, Gap]:
+    """Gaps before and after an optimiser step whose weights were published to the generator."""
+    config = build(folder, kind, generator=generator)
     settings = LearnerConfig(dtype="float32", lr=1e-2, tensor_parallel=tensor_parallel, micro_batch_tokens=512)
     async with LocalRuntime(config, folder / "run") as runtime:
         router = await runtime.start_generators(runtime.model_path)
         async with runtime.learner(config=settings, model_path=runtime.model_path) as trainer:
-            groups = [await grow(runtime, router, row=row) for row in range(3)]
+            groups = [await grow(runtime, router, row=row) for row in range(num_trees)]
             check_trees(groups, version=0)
             before = await compare(groups, trainer, model_path=runtime.model_path)
 
@@ -171,7 +198,7 @@ async def measure(folder: Path, *, kind: ModelKind, tensor_parallel: int) -> tup
             ref = await trainer.publish()
             for generator in runtime.generators:
                 await generator.update_weights(ref, mode="retract")
-            groups = [await grow(runtime, router, row=row) for row in range(3, 6)]
+            groups = [await grow(runtime, router, row=row) for row in range(num_trees, 2 * num_trees)]
             check_trees(groups, version=1)
             await trainer.export_hf(str(folder / "after"))
             after = await compare(groups, trainer, model_path=str(folder / "after"))
@@ -198,3 +225,60 @@ def test_engine_learner_and_transformers_agree_on_multi_turn_trees(
         assert gap.num_sampled > 300, gap
         assert gap.to_engine <= LEARNER_TO_ENGINE, gap
         assert gap.to_reference <= LEARNER_TO_REFERENCE, gap
+
+
+@pytest.mark.real
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("kind", ["qwen3", "qwen2"])
+def test_sglang_learner_and_transformers_agree_on_64_multi_turn_trajectories(kind: ModelKind, tmp_path: Path) -> None:
+    before, after = asyncio.run(measure(tmp_path, kind=kind, generator=SGLANG, num_trees=8))
+    print(f"SGLang, {kind}: before the step {before}, after it {after}")
+    for gap in (before, after):
+        assert gap.num_sampled > 2000, gap
+        assert gap.to_engine <= LEARNER_TO_ENGINE, gap
+        assert gap.to_reference <= LEARNER_TO_REFERENCE, gap
+
+
+async def greedy(runtime: LocalRuntime, router: Router, prefixes: list[Int32]) -> list[list[int]]:
+    """What is most likely to follow each prefix."""
+
+    async def follow(number: int, prefix: Int32) -> list[int]:
+        request = GenerateRequest(
+            request_id=f"greedy-{number}",
+            token_ids=prefix,
+            sampling=SamplingParams(max_new_tokens=32, temperature=0.0, stop_token_ids=runtime.renderer.stop_token_ids),
+        )
+        return [int(token) async for chunk in router.generate(request) for token in chunk.token_ids]
+
+    return await asyncio.gather(*(follow(number, prefix) for number, prefix in enumerate(prefixes)))
+
+
+async def greedy_on_both(folder: Path, *, num_trees: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Greedy continuations, behind the last tool result, of multi-turn trajectories that SGLang sampled: by SGLang,
+    and by the embedded engine."""
+    config = build(folder, "qwen3", generator=SGLANG)
+    async with LocalRuntime(config, folder / "sglang") as runtime:
+        router = await runtime.start_generators(runtime.model_path)
+        groups = await asyncio.gather(*(grow(runtime, router, row=row) for row in range(num_trees)))
+        prefixes = [ids for group in groups for t in group.trajectories if (ids := seen(group, t.leaf)).size]
+        theirs = await greedy(runtime, router, prefixes)
+    async with LocalRuntime(msgspec.structs.replace(config, generator=EMBEDDED), folder / "embedded") as runtime:
+        router = await runtime.start_generators(runtime.model_path)
+        return await greedy(runtime, router, prefixes), theirs
+
+
+def seen(group: TrajectoryGroup, leaf: int) -> Int32:
+    """A trajectory up to its last observation; empty where it has none."""
+    nodes = [group.tree.nodes[i] for i in group.tree.path_to(leaf)]
+    while nodes and nodes[-1].kind is not NodeKind.OBSERVED:
+        nodes.pop()
+    return np.concatenate([np.empty(0, np.int32), *(node.token_ids for node in nodes)])
+
+
+@pytest.mark.real
+@pytest.mark.timeout(240)
+def test_sglang_and_the_embedded_engine_go_on_alike_behind_64_tool_results(tmp_path: Path) -> None:
+    ours, theirs = asyncio.run(greedy_on_both(tmp_path, num_trees=16))
+    assert len(ours) >= 64, len(ours)
+    assert sum(len(tokens) for tokens in ours) > 1000
+    assert theirs == ours
