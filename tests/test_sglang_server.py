@@ -5,6 +5,7 @@ Most tests start a shell instead of a server: what is tested is who lives how lo
 
 import asyncio
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -61,9 +62,21 @@ def child_in(folder: Path) -> psutil.Process:
     return psutil.Process(int((folder / "child").read_text()))
 
 
-def living(*processes: psutil.Process) -> list[psutil.Process]:
-    """Those of these, and of our own children, that do not end by themselves soon."""
-    return psutil.wait_procs([*processes, *psutil.Process().children(recursive=True)], timeout=20)[1]
+def living(folder: Path, *processes: psutil.Process) -> list[psutil.Process]:
+    """Those of these that do not end soon, and of all that have to do with a fake server in `folder`."""
+    for process in psutil.process_iter(["cwd", "cmdline"]):
+        if process.info["cwd"] == str(folder) or str(folder) in " ".join(process.info["cmdline"] or ()):
+            processes = (*processes, process)
+    return [process for process in processes if not ends_soon(process)]
+
+
+def ends_soon(process: psutil.Process) -> bool:
+    try:
+        end = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return True
+    with os.fdopen(end):
+        return select.select([end], [], [], 20.0)[0] == [end]
 
 
 def test_leaving_the_block_ends_the_server_and_what_it_started(tmp_path: Path) -> None:
@@ -72,7 +85,7 @@ def test_leaving_the_block_ends_the_server_and_what_it_started(tmp_path: Path) -
             assert server.url == "http://nowhere"
             return child_in(tmp_path)
 
-    assert living(asyncio.run(main())) == []
+    assert living(tmp_path, asyncio.run(main())) == []
 
 
 def test_a_server_that_ends_before_it_is_ready_is_an_error_with_the_end_of_its_log(tmp_path: Path) -> None:
@@ -85,7 +98,7 @@ def test_a_server_that_ends_before_it_is_ready_is_an_error_with_the_end_of_its_l
         assert lines == [f"  line {number}" for number in range(9, 21)]
 
     asyncio.run(main())
-    assert living() == []
+    assert living(tmp_path) == []
 
 
 def test_a_server_that_is_not_ready_in_time_is_named_and_ended(tmp_path: Path) -> None:
@@ -95,22 +108,21 @@ def test_a_server_that_is_not_ready_in_time_is_named_and_ended(tmp_path: Path) -
                 pass
 
     asyncio.run(main())
-    assert living() == []
+    assert living(tmp_path) == []
 
 
 def test_a_start_that_is_cancelled_at_any_moment_leaves_no_process(tmp_path: Path) -> None:
     async def main(num_steps: int) -> None:
         async with asyncio.TaskGroup() as group:
-            start = group.create_task(fake_server(SERVES, tmp_path / str(num_steps)).__aenter__())
+            start = group.create_task(fake_server("sleep 600 & wait", tmp_path).__aenter__())
             for _ in range(num_steps):
                 await asyncio.sleep(0)
             start.cancel()
         assert start.cancelled()
 
     for num_steps in range(12):
-        (tmp_path / str(num_steps)).mkdir()
         asyncio.run(main(num_steps))
-    assert living() == []
+    assert living(tmp_path) == []
 
 
 @pytest.mark.parametrize(("how", "code"), [("kill -9 $$", 137), ("exit 4", 4)])
@@ -124,7 +136,7 @@ def test_an_end_is_told_with_its_exit_code_and_takes_the_rest_of_the_group_along
             assert await server.ended() == f"exit code {code}; the end of {tmp_path}/logs/server-0.log:"
             return child_in(tmp_path)
 
-    assert living(asyncio.run(main())) == []
+    assert living(tmp_path, asyncio.run(main())) == []
 
 
 def test_a_server_ends_with_a_parent_that_is_shot(tmp_path: Path) -> None:
@@ -148,11 +160,13 @@ asyncio.run(main())
         processes = psutil.Process(parent.pid).children(recursive=True)
         assert child_in(tmp_path) in processes
         parent.kill()
-    assert living(*processes) == []
+    assert living(tmp_path, *processes) == []
 
 
-@pytest.mark.parametrize("how", ["closed", "told"])
-def test_a_tether_kills_what_does_not_heed_it(tmp_path: Path, how: Literal["closed", "told"]) -> None:
+@pytest.mark.parametrize("how", ["closed", "told", "shot"])
+def test_whatever_befalls_a_tether_it_kills_also_what_does_not_heed_it(
+    tmp_path: Path, how: Literal["closed", "told", "shot"]
+) -> None:
     ours, theirs = socket.socketpair()
     script = "trap '' TERM; sleep 600 & trap 'exit 0' TERM; echo $!; wait"
     command = [sys.executable, "-IS", TETHER, str(theirs.fileno()), "sh", "-c", script]
@@ -164,12 +178,17 @@ def test_a_tether_kills_what_does_not_heed_it(tmp_path: Path, how: Literal["clos
         theirs.close()
         assert tether.stdout is not None
         deaf = psutil.Process(int(tether.stdout.readline()))
-        if how == "closed":
-            ours.close()
-        else:
-            tether.send_signal(signal.SIGTERM)
-        assert tether.wait(20) == (0 if how == "closed" else 128 + signal.SIGTERM)
-    assert living(deaf) == []
+        others = psutil.Process(tether.pid).children(recursive=True)
+        assert deaf in others
+        match how:
+            case "closed":
+                ours.close()
+            case "told":
+                tether.send_signal(signal.SIGTERM)
+            case "shot":
+                tether.send_signal(signal.SIGKILL)
+        assert tether.wait(20) == (-signal.SIGKILL if how == "shot" else 0)
+    assert living(tmp_path, *others) == []
 
 
 # -- the command line -----------------------------------------------------------------------------------------------
@@ -247,8 +266,8 @@ def test_the_real_server_answers_with_its_version_and_tells_its_end(folder: Path
             is_ready=lambda: is_ready(url, api_key="secret"),
             start_timeout_s=180,
         ) as server:
-            tether = psutil.Process(server.pid)
-            leader, *others = tether.children(recursive=True)
+            (keeper,) = psutil.Process(server.pid).children()
+            leader, *others = keeper.children(recursive=True)
             assert {os.getpgid(process.pid) for process in (leader, *others)} == {leader.pid}
             assert len(others) >= 2, "scheduler and detokenizer are processes of their own"
             async with SglangHttp(url, timeout_s=30, api_key="secret") as http:
@@ -261,6 +280,6 @@ def test_the_real_server_answers_with_its_version_and_tells_its_end(folder: Path
                 reason = await server.ended()
             assert reason.startswith("exit code 137; the end of ")
             assert "POST /generate" in reason
-            return [tether, leader, *others]
+            return [keeper, leader, *others]
 
-    assert living(*asyncio.run(main())) == []
+    assert living(tmp_path, *asyncio.run(main())) == []

@@ -9,6 +9,9 @@ An update closes the gate for new requests, and then, by its mode:
     retract    pause (running requests go back to the queue), load, flush the cache, continue: they are prefilled anew
     in_place   pause, load, continue: running requests keep their KV, and their later tokens are marked mixed
     drain      load when the running requests have ended (the server waits for them), flush the cache
+
+With SGLang's overlapped scheduling one token a request may be under way during an `in_place` update: it is stamped with
+the new version, and marked mixed. `retract` and `drain` are exact.
 """
 
 import asyncio
@@ -27,6 +30,10 @@ from engine.inference.shape import read_shape
 from engine.types import Completion, GenerateRequest, GeneratorStatistics, UpdateMode, Version, WeightRef
 
 logger = logging.getLogger(__name__)
+
+
+FLUSH_S = 30.0
+"""How long a server may take to be idle behind its last request."""
 
 
 class SglangGenerator:
@@ -100,7 +107,7 @@ class SglangGenerator:
 
     async def abort(self, request_id: str) -> None:
         if (name := self._running.get(request_id)) is not None:
-            await self._http.post("/abort_request", {"rid": name})
+            await self._http.tell("/abort_request", {"rid": name})
 
     async def update_weights(self, ref: WeightRef, *, mode: UpdateMode) -> None:
         """As `Generator.update_weights`. Raises `GeneratorError` where the server refuses them; it must not be asked
@@ -110,13 +117,16 @@ class SglangGenerator:
             self._gate.clear()
             try:
                 if mode == "drain":
-                    await self._sender.send(ref, flush=flushes)
+                    await self._sender.send(ref, flush=False)
+                    if flushes:
+                        # Not with the update: the server ends itself where the last batch is not quite over.
+                        await self._http.tell(f"/flush_cache?timeout={FLUSH_S:g}", {}, timeout_s=2 * FLUSH_S)
                 else:
-                    await self._http.post("/pause_generation", {"mode": mode})
+                    await self._http.tell("/pause_generation", {"mode": mode})
                     try:
                         await self._sender.send(ref, flush=flushes)
                     finally:
-                        await self._http.post("/continue_generation", {})
+                        await self._http.tell("/continue_generation", {})
                 self._version = ref.version
                 if mode != "in_place":
                     self._clean.append(ref.version)
@@ -199,8 +209,9 @@ class SglangGenerator:
                 "no_stop_trim": True,
                 "skip_special_tokens": False,
                 "sampling_seed": sampling.seed % 2**31,
-                # The server's chunks end behind tokens 1, 1 + n, 1 + 2n, ...: with n = k - 1 one ends behind token k.
-                "stream_interval": max(request.stream_interval - 1, 1),
+                # Between the ends of requests the server names one version an event, and an event is of one version
+                # only where it is one token. `ChunkReader` makes larger chunks of them.
+                "stream_interval": 1,
             },
             "return_logprob": True,
             "top_logprobs_num": min(self._config.top_logprobs, self._shape.vocab_size),
@@ -230,7 +241,7 @@ class SglangGenerator:
     async def _let_go(self, name: str) -> None:
         """Free the server's slot of a request that nobody reads any more, also when its reader is being cancelled."""
         with contextlib.suppress(GeneratorError):
-            await asyncio.shield(self._http.post("/abort_request", {"rid": name}))
+            await asyncio.shield(self._http.tell("/abort_request", {"rid": name}))
 
 
 async def is_ready(url: str, *, api_key: str | None = None, timeout_s: float = 2.0) -> bool:

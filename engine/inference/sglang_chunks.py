@@ -1,11 +1,14 @@
 """What SGLang streams, as `Completion`s.
 
 Each event holds the tokens since the last one where the server streams incrementally, and all tokens so far where it
-does not; versions come as spans over all tokens of the request. Log-probabilities and alternatives are those of the
-distribution that was sampled from: SGLang divides the logits by the temperature first, and takes temperature 1 for a
-greedy request, which is what `Completion` asks for.
+does not. The version of a token is the one that the server names in the event that brings it, which is exact where an
+event is one token; the last event also has exact spans over all tokens, which are compared.
+
+Log-probabilities and alternatives are those of the distribution that was sampled from: SGLang divides the logits by the
+temperature first, and takes temperature 1 for a greedy request, which is what `Completion` asks for.
 """
 
+import logging
 from collections.abc import Callable
 
 import msgspec
@@ -13,7 +16,7 @@ import numpy as np
 
 from engine.entropy import entropy_bounds
 from engine.errors import GeneratorError, RequestRefusedError
-from engine.types import Completion, FinishReason, Float32, GenerateRequest, Int32, Version
+from engine.types import Completion, FinishReason, Float32, GenerateRequest, Version
 
 _Scored = tuple[float | None, int, str | None]
 """Log-probability (null for -inf, which JSON lacks), token id, text."""
@@ -54,6 +57,8 @@ class _Event(msgspec.Struct):
 
 _EVENTS = msgspec.json.Decoder(_Event)
 
+logger = logging.getLogger(__name__)
+
 
 class ChunkReader:
     """Turns the events of one request into its chunks."""
@@ -72,10 +77,10 @@ class ChunkReader:
         self._is_incremental = is_incremental
         self._is_mixed = is_mixed
         self._held: list[_Event] = []
-        """Incremental events that do not fill a first chunk yet."""
+        """Incremental events that do not fill a chunk yet."""
         self._num_held = 0
-        self._num_sampled = 0
-        """Tokens handed out."""
+        self._versions: list[Version] = []
+        """Of all tokens so far, those that are held included."""
         self.is_ended = False
 
     def read(self, payload: bytes) -> Completion | None:
@@ -94,22 +99,37 @@ class ChunkReader:
             raise _failure(finish.status_code, f"{self._request.request_id}: {finish.message}")
         if not self._is_incremental:
             event = self._news(event)
+        self._stamp(event)
         self._held.append(event)
         self._num_held += len(event.output_ids)
-        # A server's first event is one token, and its later ones begin behind that.
-        if finish is None and self._num_sampled == 0 and self._num_held < self._request.stream_interval:
+        if finish is None and self._num_held < self._request.stream_interval:
             return None
         return self._chunk(event.meta_info, finish)
 
     def _news(self, event: _Event) -> _Event:
         """What a cumulative event adds."""
-        known = self._num_sampled + self._num_held
+        known = len(self._versions)
         meta = msgspec.structs.replace(
             event.meta_info,
             output_token_logprobs=event.meta_info.output_token_logprobs[known:],
             output_top_logprobs=event.meta_info.output_top_logprobs[known:],
         )
         return msgspec.structs.replace(event, output_ids=event.output_ids[known:], meta_info=meta)
+
+    def _stamp(self, event: _Event) -> None:
+        """Note the version of each new token."""
+        meta = event.meta_info
+        if event.output_ids:
+            self._versions += [self._number(meta.weight_version)] * len(event.output_ids)
+        if not meta.weight_versions:
+            return
+        exact = np.array(self._versions)
+        for span in meta.weight_versions:
+            exact[span.start : span.end] = self._number(span.version)
+        num_early = len(self._versions) - len(event.output_ids)
+        if (num_wrong := int((exact != self._versions)[:num_early].sum())) > 0:
+            logger.warning("%s: %d tokens were stamped with another version", self._request.request_id, num_wrong)
+        self._versions[num_early:] = exact[num_early:].tolist()
 
     def _chunk(self, meta: _Meta, finish: _Finish | None) -> Completion:
         tokens = [token for event in self._held for token in event.output_ids]
@@ -121,9 +141,8 @@ class ChunkReader:
                 f"{len(top)} lists of alternatives, not one each"
             )
         low_T, high_T = self._entropies(top)
-        versions_T = self._versions(meta, len(tokens))
-        is_first = self._num_sampled == 0
-        self._num_sampled += len(tokens)
+        start = len(self._versions) - len(tokens)
+        versions = self._versions[start:]
         self._held, self._num_held = [], 0
         self.is_ended = finish is not None
         return Completion(
@@ -132,11 +151,11 @@ class ChunkReader:
             logprobs=np.array([_finite(logprob) for logprob, _, _ in scored], np.float32),
             entropy_low=low_T,
             entropy_high=high_T,
-            versions=versions_T,
+            versions=np.array(versions, np.int32),
             finish_reason=self._reason(finish),
-            is_mixed=any(self._is_mixed(int(version)) for version in np.unique(versions_T)),
-            num_cached_tokens=meta.cached_tokens if is_first else 0,
-            num_prefilled_tokens=meta.prompt_tokens - meta.cached_tokens if is_first else 0,
+            is_mixed=any(self._is_mixed(version) for version in set(versions)),
+            num_cached_tokens=0 if start else meta.cached_tokens,
+            num_prefilled_tokens=0 if start else meta.prompt_tokens - meta.cached_tokens,
         )
 
     def _entropies(self, top: list[list[_Scored] | None]) -> tuple[Float32, Float32]:
@@ -145,15 +164,6 @@ class ChunkReader:
         rows = [[_finite(logprob) for logprob, _, _ in row or ()] for row in top]
         low_T, high_T = entropy_bounds(np.array(rows, np.float32), vocab_size=self._vocab_size)
         return low_T.astype(np.float32), high_T.astype(np.float32)
-
-    def _versions(self, meta: _Meta, count: int) -> Int32:
-        """The version of each new token, as the server stamped it."""
-        first, end = self._num_sampled, self._num_sampled + count
-        versions = np.full(count, self._number(meta.weight_version) if count else 0, np.int32)
-        for span in meta.weight_versions:
-            where = slice(max(span.start, first) - first, max(min(span.end, end) - first, 0))
-            versions[where] = self._number(span.version)
-        return versions
 
     def _number(self, version: str) -> Version:
         try:

@@ -58,11 +58,15 @@ class SglangHttp:
 
     async def get(self, path: str) -> dict[str, Any]:
         """The JSON answer to a GET."""
-        return await self._call("GET", path, None, timeout_s=self._timeout_s)
+        return self._json(path, await self._call("GET", path, None, timeout_s=self._timeout_s))
+
+    async def tell(self, path: str, body: dict[str, Any], *, timeout_s: float | None = None) -> None:
+        """A POST whose answer says nothing."""
+        await self._call("POST", path, body, timeout_s=timeout_s or self._timeout_s)
 
     async def post(self, path: str, body: dict[str, Any], *, timeout_s: float | None = None) -> dict[str, Any]:
-        """The JSON answer to a POST; an answer that says `success: false` is an error. Empty where there is none."""
-        answer = await self._call("POST", path, body, timeout_s=timeout_s or self._timeout_s)
+        """The JSON answer to a POST; an answer that says `success: false` is an error."""
+        answer = self._json(path, await self._call("POST", path, body, timeout_s=timeout_s or self._timeout_s))
         if answer.get("success") is False:
             raise GeneratorError(f"{self.url}{path}: {answer.get('message', 'no reason given')}")
         return answer
@@ -89,7 +93,7 @@ class SglangHttp:
             raise GeneratorError(f"{self.url}{path}: {error}") from error
         raise GeneratorLostError(f"{self.url}{path}: the stream ended before its end")
 
-    async def _call(self, method: str, path: str, body: dict[str, Any] | None, *, timeout_s: float) -> dict[str, Any]:
+    async def _call(self, method: str, path: str, body: dict[str, Any] | None, *, timeout_s: float) -> bytes:
         try:
             async with (
                 asyncio.timeout(timeout_s),
@@ -102,8 +106,9 @@ class SglangHttp:
             raise GeneratorError(f"{self.url}{path}: {error}") from error
         if response.status != 200:
             raise self._refusal(path, response.status, payload)
-        if not payload:
-            return {}
+        return payload
+
+    def _json(self, path: str, payload: bytes) -> dict[str, Any]:
         try:
             return msgspec.json.decode(payload, type=dict[str, Any])
         except msgspec.DecodeError:

@@ -1,0 +1,235 @@
+"""A real SGLang server whose weights change in the middle of a request: each mode keeps its promise, over each channel.
+
+The two sets of weights have nothing in common, so one token computed over the wrong KV is wrong by far more than 1e-4.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import pytest
+
+from actors.ports import free_port
+from actors.sglang_server import server_command, sglang_server
+from engine.errors import GeneratorError
+from engine.inference.sglang import SglangGenerator, is_ready
+from engine.inference.sglang_config import SglangConfig
+from engine.inference.tiny import make_tiny_model
+from engine.types import Completion, GenerateRequest, Int32, SamplingParams, UpdateMode, WeightRef
+from tests.test_embedded_updates import VOCAB_SIZE, reference_logprobs, tokens
+from tests.test_parity import SGLANG
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
+
+EXACT = 1e-4
+"""float32 by two implementations; measured 7e-6."""
+
+
+class Lab(NamedTuple):
+    """One server for all tests of this file, the loop it lives on, and two models of one shape."""
+
+    runner: asyncio.Runner
+    url: str
+    models: tuple[str, str]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    folder = tmp_path_factory.mktemp("sglang")
+    for seed in (0, 1):
+        make_tiny_model(
+            folder / str(seed), vocab_size=VOCAB_SIZE, hidden_size=64, num_layers=2, init_std=0.3, seed=seed
+        )
+    models = str(folder / "0"), str(folder / "1")
+
+    async def start(stack: AsyncExitStack) -> str:
+        port = free_port()
+        url = f"http://127.0.0.1:{port}"
+        # Without a tokenizer no token ends a request before its update has come.
+        config = msgspec.structs.replace(SGLANG, args=("--skip-tokenizer-init",))
+        command, environment = await server_command(config, model_path=models[0], version=0, port=port, threads=1)
+        server = sglang_server(
+            "lab",
+            command,
+            url=url,
+            environment=environment,
+            log=folder / "server.log",
+            is_ready=lambda: is_ready(url),
+            start_timeout_s=120.0,
+        )
+        await stack.enter_async_context(server)
+        return url
+
+    with asyncio.Runner() as runner:
+        stack = AsyncExitStack()
+        try:
+            yield Lab(runner, runner.run(start(stack)), models)
+        finally:
+            runner.run(stack.aclose())
+
+
+class Versions:
+    """Numbers for updates: odd ones are the second model, and they only go up."""
+
+    def __init__(self, lab: Lab, generator: SglangGenerator) -> None:
+        self._lab = lab
+        self._generator = generator
+
+    async def now(self) -> int:
+        return (await self._generator.statistics()).version
+
+    async def next_to(self, model: int) -> WeightRef:
+        version = await self.now() + 1
+        return WeightRef(version=version + (version % 2 != model), path=self._lab.models[model])
+
+
+@asynccontextmanager
+async def connect(lab: Lab, config: SglangConfig = SGLANG) -> AsyncGenerator[tuple[SglangGenerator, Versions], None]:
+    """A client, with the first model loaded and nothing cached."""
+    async with SglangGenerator(lab.url, SglangConfig(), model_path=lab.models[0]) as generator:
+        await generator.update_weights(await Versions(lab, generator).next_to(0), mode="retract")
+    async with SglangGenerator(lab.url, config, model_path=lab.models[0]) as generator:
+        yield generator, Versions(lab, generator)
+
+
+def ask(name: str, prompt: Int32, *, num_new: int = 600) -> GenerateRequest:
+    return GenerateRequest(
+        request_id=name, token_ids=prompt, sampling=SamplingParams(max_new_tokens=num_new), stream_interval=8
+    )
+
+
+class Run(NamedTuple):
+    """A whole segment."""
+
+    sequence: Int32
+    """Prompt and sampled tokens."""
+    logprobs: np.ndarray
+    versions: np.ndarray
+    is_mixed: list[bool]
+    num_cached: int
+
+
+async def sample(generator: SglangGenerator, request: GenerateRequest, *, begun: asyncio.Event | None = None) -> Run:
+    chunks: list[Completion] = []
+    async with aclosing(generator.generate(request)) as stream:
+        async for chunk in stream:
+            chunks.append(chunk)
+            if begun is not None and len(chunks) >= 5:
+                begun.set()
+    assert begun is None or begun.is_set(), "it ended before it was under way"
+    return Run(
+        np.concatenate([request.token_ids, *(chunk.token_ids for chunk in chunks)]),
+        np.concatenate([chunk.logprobs for chunk in chunks]),
+        np.concatenate([chunk.versions for chunk in chunks]),
+        [chunk.is_mixed for chunk in chunks for _ in chunk.token_ids],
+        chunks[0].num_cached_tokens,
+    )
+
+
+async def updated_midway(lab: Lab, mode: UpdateMode, config: SglangConfig) -> tuple[Run, Run, WeightRef]:
+    """A request during which the second model came, and one with its prompt after that."""
+    async with connect(lab, config) as (generator, versions):
+        begun = asyncio.Event()
+        async with asyncio.timeout(30.0), asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(sample(generator, ask("a", tokens(60)), begun=begun))
+            await begun.wait()
+            ref = await versions.next_to(1)
+            await generator.update_weights(ref, mode=mode)
+        first = running.result()
+        return first, await sample(generator, ask("b", tokens(60), num_new=40)), ref
+
+
+def wrong_by(run: Run, model: str, where: np.ndarray) -> float:
+    """Largest difference, over the sampled tokens of `where`, from what transformers computes with nothing cached."""
+    expected = reference_logprobs(model, run.sequence)[-run.logprobs.size :]
+    return float(np.abs(expected - run.logprobs)[where].max())
+
+
+@pytest.mark.parametrize("channel", ["disk", "tensor", "group"])
+def test_retract_prefills_anew_so_that_every_token_is_exactly_its_versions(lab: Lab, channel: str) -> None:
+    config = msgspec.structs.replace(SGLANG, weights=channel)
+    first, second, ref = lab.runner.run(updated_midway(lab, "retract", config))
+    is_new = first.versions == ref.version
+    assert 0 < is_new.sum() < is_new.size
+    assert (np.diff(is_new.astype(int)) >= 0).all(), "the new version stays"
+    assert wrong_by(first, lab.models[0], ~is_new) <= EXACT
+    assert wrong_by(first, lab.models[1], is_new) <= EXACT
+    assert not any(first.is_mixed)
+    assert (second.versions == ref.version).all()
+    assert second.num_cached == 0
+    assert wrong_by(second, lab.models[1], second.versions > 0) <= EXACT
+
+
+def test_in_place_keeps_the_kv_and_marks_the_tokens_that_were_sampled_over_it(lab: Lab) -> None:
+    first, second, ref = lab.runner.run(updated_midway(lab, "in_place", SGLANG))
+    is_new = first.versions == ref.version
+    assert 0 < is_new.sum() < is_new.size
+    assert wrong_by(first, lab.models[0], ~is_new) <= EXACT
+    behind = is_new.copy()
+    behind[np.argmax(is_new)] = False  # the one that was under way is of the old weights
+    assert wrong_by(first, lab.models[1], behind) > 0.1, "exact over new KV, or this proves nothing"
+    mixed = np.array(first.is_mixed)
+    assert mixed[is_new].all()
+    # A chunk is mixed as a whole, and one holds tokens of both versions at most.
+    assert (mixed & ~is_new).sum() <= 8
+    # A new request reads none of it: its key holds the version.
+    assert second.num_cached == 0
+    assert not any(second.is_mixed)
+    assert wrong_by(second, lab.models[1], second.versions > 0) <= EXACT
+
+
+def test_drain_lets_running_requests_end_under_the_old_weights(lab: Lab) -> None:
+    first, second, ref = lab.runner.run(updated_midway(lab, "drain", SGLANG))
+    assert (first.versions == ref.version - 1).all()
+    assert wrong_by(first, lab.models[0], first.versions >= 0) <= EXACT
+    assert (second.versions == ref.version).all()
+    assert wrong_by(second, lab.models[1], second.versions > 0) <= EXACT
+
+
+@pytest.mark.parametrize("is_salted", [True, False], ids=["salted", "unsalted"])
+def test_without_salt_and_flush_a_prefix_of_old_weights_is_read_and_is_wrong(lab: Lab, is_salted: bool) -> None:
+    async def main() -> Run:
+        async with connect(lab, msgspec.structs.replace(SGLANG, salt_by_version=is_salted)) as (generator, versions):
+            await sample(generator, ask("old", tokens(60, seed=5), num_new=2))
+            await generator.update_weights(await versions.next_to(1), mode="retract")
+            return await sample(generator, ask("new", tokens(60, seed=5), num_new=40))
+
+    run = lab.runner.run(main())
+    error = wrong_by(run, lab.models[1], run.versions > 0)
+    if is_salted:
+        assert run.num_cached == 0
+        assert error <= EXACT
+    else:
+        assert run.num_cached > 50
+        assert error > 1.0
+
+
+def test_a_server_of_another_model_is_refused(lab: Lab, tmp_path: Path) -> None:
+    async def meet(vocab_size: int, kind: str) -> None:
+        model = tmp_path / f"{kind}-{vocab_size}"
+        make_tiny_model(model, kind=kind, vocab_size=vocab_size, hidden_size=64, num_layers=2)  # pyright: ignore[reportArgumentType]
+        async with SglangGenerator(lab.url, SGLANG, model_path=str(model)):
+            pass
+
+    with pytest.raises(GeneratorError, match="has not 128 tokens"):
+        lab.runner.run(meet(128, "qwen3"))
+    with pytest.raises(GeneratorError, match="a qwen3 model is served there, not a llama one"):
+        lab.runner.run(meet(VOCAB_SIZE, "llama"))
+
+
+def test_an_aborted_request_ends_at_once_and_frees_its_place(lab: Lab) -> None:
+    async def main() -> Run:
+        async with connect(lab) as (generator, _):
+            begun = asyncio.Event()
+            running = asyncio.create_task(sample(generator, ask("a", tokens(20), num_new=3000), begun=begun))
+            await begun.wait()
+            await generator.abort("a")
+            run = await running
+            assert (await generator.statistics()).num_running == 0
+            return run
+
+    assert lab.runner.run(main()).logprobs.size < 3000
