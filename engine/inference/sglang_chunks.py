@@ -99,6 +99,9 @@ class ChunkReader:
             raise _failure(finish.status_code, f"{self._request.request_id}: {finish.message}")
         if not self._is_incremental:
             event = self._news(event)
+        if finish is not None and finish.type == "abort" and not event.meta_info.output_token_logprobs:
+            # One that is aborted while it waits, after a retract, repeats its last token.
+            event = msgspec.structs.replace(event, output_ids=[])
         self._stamp(event)
         self._held.append(event)
         self._num_held += len(event.output_ids)

@@ -18,7 +18,8 @@ class SglangConfig(Section, frozen=True, tag="sglang", tag_field="kind"):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto` is float32 on a CPU and the model's own on a GPU."""
     max_kv_tokens: Positive | None = None
-    """Tokens whose keys and values a server keeps; also bounds the length of one request. Unset leaves it to SGLang."""
+    """Tokens whose keys and values a server keeps; also bounds the length of one request. Unset leaves it to SGLang
+    on a GPU, and is 65,536 on a CPU, where SGLang would take all memory."""
     args: tuple[str, ...] = ()
     """Further arguments of `sglang.launch_server`, such as `["--tp", "8", "--mem-fraction-static", "0.8"]`."""
     top_logprobs: Positive = 20
