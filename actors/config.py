@@ -97,9 +97,37 @@ class EvalConfig(Section, frozen=True, kw_only=True):
     RL took, and measure what comes of it in the same way."""
 
 
+class Resources(Section, frozen=True):
+    """What one actor of a role needs of its node."""
+
+    cpus: NonNegativeFloat = 1.0
+    gpus: NonNegativeFloat = 0.0
+    custom: dict[str, float] = msgspec.field(default_factory=dict[str, float])
+    """Further resources by the names that the cluster gave them."""
+
+
+class RayConfig(Section, frozen=True):
+    """Where the Ray cluster is, and what each role gets of it. A generator and a learner rank take their GPUs here."""
+
+    address: str | None = None
+    """Of the head node, `host:port`; unset is the cluster of the job this runs in, or a new one on this machine."""
+    connect_timeout_s: PositiveFloat = 30.0
+    """How long the cluster may take to answer, and to find room for the actors."""
+    num_rollout_actors: NonNegative = 1
+    """Actors that grow trees; 0 grows them in the controller."""
+    num_tool_workers: NonNegative = 0
+    """Actors that run tools; 0 runs them where the trees grow."""
+    generator: Resources = Resources()
+    learner: Resources = Resources()
+    rollout: Resources = Resources(cpus=0.5)
+    tools: Resources = Resources(cpus=0.5)
+
+
 class RuntimeConfig(Section, frozen=True):
     """Which processes there are, and where."""
 
+    backend: Literal["local", "ray"] = "local"
+    """`local` is processes of this machine, `ray` actors of a cluster: the same ones."""
     num_generators: Positive = 1
     """How many are started; servers that are there already (`generator.urls`) are counted by their addresses."""
     threads: Positive = 1
@@ -107,7 +135,10 @@ class RuntimeConfig(Section, frozen=True):
     start_timeout_s: PositiveFloat = 300.0
     """How long a process may take until it answers for the first time."""
     restart_limit: Positive = 5
-    """How often in a row a lost generator is started again without having sampled anything until it is given up."""
+    """How often in a row a lost actor is started again without having been of use until it is given up."""
+    weights_dir: str | None = None
+    """Folder for published weights, which every generator must see; unset is shared memory, or a temporary folder."""
+    ray: RayConfig = RayConfig()
 
 
 class Config(Section, frozen=True, kw_only=True):

@@ -1,76 +1,95 @@
 """How each kind of generator is started: what the supervisor calls, at first and after a loss."""
 
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-from actors.config import Config, RuntimeConfig
+import msgspec
+
+from actors.cluster import Cluster
+from actors.config import Config
 from actors.messages import StartGenerator
 from actors.ports import free_port
-from actors.process import actor_process
 from actors.remote import RemoteGenerator
 from actors.sglang_server import server_command, sglang_server
 from engine.errors import GeneratorLostError
+from engine.inference.embedded import EmbeddedGenerator
 from engine.inference.sglang import SglangGenerator, is_ready
 from engine.inference.sglang_config import SglangConfig
 from engine.inference.supervised import Start
 from engine.interfaces import Generator
+from engine.tokenizer import load_tokenizer
 from engine.types import WeightRef
 
 
-def generator_starts(config: Config, *, model_path: str, logs: Path) -> list[tuple[str, Start]]:
-    """A name and a start for each generator: processes of our own, SGLang servers, or connections to such."""
+def generator_starts(config: Config, cluster: Cluster, *, model_path: str, logs: Path) -> list[tuple[str, Start]]:
+    """A name and a start for each generator: connections to SGLang servers that are there, or actors of the cluster."""
     generator, runtime = config.generator, config.runtime
-    names = [f"generator-{number}" for number in range(runtime.num_generators)]
-    if not isinstance(generator, SglangConfig):
-        start = StartGenerator(config=generator, model_path=model_path)
-        return [(name, partial(_embedded, config.runtime, start, name, logs)) for name in names]
-    if generator.urls:
-        return [
-            (url, partial(_connected, url, generator, model_path, config.train.step_timeout_s))
-            for url in generator.urls
-        ]
-    return [(name, partial(_launched, config, generator, name, model_path, logs)) for name in names]
+    update_timeout_s = config.train.step_timeout_s
+    if isinstance(generator, SglangConfig) and generator.urls:
+        return [(url, partial(_connected, url, generator, model_path, update_timeout_s)) for url in generator.urls]
+    starts = [
+        StartGenerator(
+            name=f"generator-{number}",
+            config=generator,
+            model_path=model_path,
+            logs=str(logs),
+            threads=runtime.threads,
+            start_timeout_s=runtime.start_timeout_s,
+            update_timeout_s=update_timeout_s,
+        )
+        for number in range(runtime.num_generators)
+    ]
+    # A server of this machine needs no actor between it and its client.
+    is_near = isinstance(generator, SglangConfig) and runtime.backend == "local"
+    return [(start.name, partial(_near, start) if is_near else partial(_hosted, cluster, start)) for start in starts]
 
 
 @asynccontextmanager
-async def _embedded(
-    runtime: RuntimeConfig, start: StartGenerator, name: str, logs: Path, ref: WeightRef | None
-) -> AsyncGenerator[Generator, None]:
-    async with actor_process(
-        name,
-        start,
-        kind=GeneratorLostError,
-        log=logs / f"{name}.log",
-        threads=runtime.threads,
-        start_timeout_s=runtime.start_timeout_s,
-    ) as caller:
-        generator = RemoteGenerator(caller)
-        await _bring_up_to_date(generator, ref)
-        yield generator
+async def generator_of(start: StartGenerator) -> AsyncGenerator[Generator, None]:
+    """The generator itself, in this process or in a server that this process starts, with the weights of the run."""
+    config = start.config
+    if isinstance(config, SglangConfig):
+        async with _launched(start, config) as generator:
+            await _bring_up_to_date(generator, start.ref)
+            yield generator
+    else:
+        tokenizer = load_tokenizer(start.model_path)
+        async with EmbeddedGenerator(config, model_path=start.model_path, tokenizer=tokenizer) as generator:
+            await _bring_up_to_date(generator, start.ref)
+            yield generator
+
+
+def _near(start: StartGenerator, ref: WeightRef | None) -> AbstractAsyncContextManager[Generator]:
+    return generator_of(msgspec.structs.replace(start, ref=ref))
 
 
 @asynccontextmanager
-async def _launched(
-    config: Config, sglang: SglangConfig, name: str, model_path: str, logs: Path, ref: WeightRef | None
-) -> AsyncGenerator[Generator, None]:
+async def _hosted(cluster: Cluster, start: StartGenerator, ref: WeightRef | None) -> AsyncGenerator[Generator, None]:
+    start = msgspec.structs.replace(start, ref=ref)
+    async with cluster.actor(start.name, start, kind=GeneratorLostError) as caller:
+        yield RemoteGenerator(caller)
+
+
+@asynccontextmanager
+async def _launched(start: StartGenerator, config: SglangConfig) -> AsyncGenerator[SglangGenerator, None]:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     command, environment = await server_command(
-        sglang, model_path=model_path, version=0, port=port, threads=config.runtime.threads
+        config, model_path=start.model_path, version=0, port=port, threads=start.threads
     )
     server = sglang_server(
-        name,
+        start.name,
         command,
         url=url,
         environment=environment,
-        log=logs / f"{name}.log",
-        is_ready=lambda: is_ready(url, api_key=sglang.api_key),
-        start_timeout_s=config.runtime.start_timeout_s,
+        log=Path(start.logs) / f"{start.name}.log",
+        is_ready=lambda: is_ready(url, api_key=config.api_key),
+        start_timeout_s=start.start_timeout_s,
     )
-    connected = _connected(url, sglang, model_path, config.train.step_timeout_s, ref)
-    async with server, connected as generator:
+    client = SglangGenerator(url, config, model_path=start.model_path, update_timeout_s=start.update_timeout_s)
+    async with server, client as generator:
         yield generator
 
 

@@ -4,19 +4,28 @@ A call has one body; its answers carry the same number, and the last one says so
 wherever there is one.
 """
 
+from engine.events import AnyTreeEvent
 from engine.inference.embedded import EmbeddedConfig
+from engine.inference.sglang_config import SglangConfig
+from engine.renderer import RendererConfig
+from engine.rollout_config import RolloutConfig
+from engine.run_state import CohortUse
 from engine.types import (
     Batch,
     Completion,
     Float32,
     GenerateRequest,
     GeneratorStatistics,
+    Prompt,
     StepReport,
+    ToolCall,
+    ToolResult,
     UpdateMode,
     Value,
     WeightRef,
 )
 from learner.config import LearnerConfig
+from tools.config import ToolsConfig
 
 
 class Body(Value, frozen=True, tag=True):
@@ -24,10 +33,18 @@ class Body(Value, frozen=True, tag=True):
 
 
 class StartGenerator(Body, frozen=True):
-    """First frame to a generator's process: what to load. Answered by `Done` when it can serve."""
+    """First call of a generator: what to load, or which server to start. Answered by `Done` when it can serve."""
 
-    config: EmbeddedConfig
+    name: str
+    config: EmbeddedConfig | SglangConfig
     model_path: str
+    ref: WeightRef | None = None
+    """Weights to have before the first request, where those of the model are old."""
+    logs: str = ""
+    """Folder for the log of a server."""
+    threads: int = 1
+    start_timeout_s: float = 300.0
+    update_timeout_s: float = 600.0
 
 
 class StartLearner(Body, frozen=True):
@@ -39,6 +56,55 @@ class StartLearner(Body, frozen=True):
     rank: int
     world_size: int
     init_method: str | None
+
+
+class StartTools(Body, frozen=True):
+    """First call of a tool worker."""
+
+    config: ToolsConfig
+
+
+class StartRollouts(Body, frozen=True):
+    """First call of a rollout actor: whom it asks. Generators and tool workers are named; without the latter it runs
+    the tools itself."""
+
+    model_path: str
+    renderer: RendererConfig
+    tools: ToolsConfig
+    generators: tuple[str, ...]
+    tool_workers: tuple[str, ...]
+
+
+class Grow(Body, frozen=True):
+    """Grow the tree of a prompt from where its events end; answered by `Grown` for what happens, as it happens."""
+
+    prompt: Prompt
+    events: tuple[AnyTreeEvent, ...]
+    config: RolloutConfig
+    seed: int
+    scope: str
+    """Trees of one scope share their cohorts: those of a run, or of one evaluation."""
+    cohort: int
+    use: CohortUse
+    """What the cohort has used of its budgets, this tree included."""
+    is_logical: bool
+
+
+class Grown(Body, frozen=True):
+    """What happened in a tree since the last of these, in order; the last one of a call ends the group."""
+
+    events: tuple[AnyTreeEvent, ...]
+
+
+class CallTool(Body, frozen=True):
+    """Answered by `ToolCalled`."""
+
+    call: ToolCall
+    history: tuple[ToolCall, ...]
+
+
+class ToolCalled(Body, frozen=True):
+    result: ToolResult
 
 
 class Generate(Body, frozen=True):
@@ -133,6 +199,10 @@ class Failed(Body, frozen=True):
 AnyCall = (
     StartGenerator
     | StartLearner
+    | StartTools
+    | StartRollouts
+    | Grow
+    | CallTool
     | Generate
     | Abort
     | UpdateWeights
@@ -144,7 +214,7 @@ AnyCall = (
     | ExportHf
     | Score
 )
-AnyAnswer = Done | Chunk | Statistics | Stepped | Published | Loaded | Scored | Failed
+AnyAnswer = Done | Chunk | Statistics | Stepped | Published | Loaded | Scored | Grown | ToolCalled | Failed
 
 
 class Call(Value, frozen=True):

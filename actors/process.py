@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from actors.messages import AnyCall
-from actors.wire import Caller
+from actors.wire import Caller, StreamCaller
 from engine.errors import ArpoError, StalledError
 
 TERMINATE_S = 5.0
@@ -36,7 +36,7 @@ async def actor_process(
         except BaseException:
             writer.close()
             raise
-    caller = Caller(name, reader, writer)
+    caller = StreamCaller(name, reader, writer)
     receiving = asyncio.create_task(caller.receive(), name=f"receive {name}")
     watching = asyncio.create_task(_watch(process, caller, receiving, log), name=f"watch {name}")
     try:
@@ -73,7 +73,9 @@ async def _spawn(theirs: socket.socket, *, log: Path, threads: int) -> asyncio.s
         )
 
 
-async def _watch(process: asyncio.subprocess.Process, caller: Caller, receiving: asyncio.Task[None], log: Path) -> None:
+async def _watch(
+    process: asyncio.subprocess.Process, caller: StreamCaller, receiving: asyncio.Task[None], log: Path
+) -> None:
     """Fail all calls when the connection ends; a process that dies closes it a moment before it has an exit code."""
     await asyncio.wait({receiving})
     reason = "its connection ended"

@@ -10,6 +10,7 @@ from actors.messages import (
     Abort,
     AnyAnswer,
     AnyCall,
+    CallTool,
     Chunk,
     ExportHf,
     Generate,
@@ -24,10 +25,11 @@ from actors.messages import (
     Statistics,
     Step,
     Stepped,
+    ToolCalled,
     UpdateWeights,
 )
 from actors.wire import Caller
-from engine.errors import GeneratorError, GeneratorLostError, LearnerError
+from engine.errors import ActorLostError, GeneratorError, GeneratorLostError, LearnerError
 from engine.types import (
     Batch,
     Completion,
@@ -36,6 +38,9 @@ from engine.types import (
     GeneratorStatistics,
     Int32,
     StepReport,
+    ToolCall,
+    ToolResult,
+    ToolSpec,
     UpdateMode,
     Version,
     WeightRef,
@@ -77,6 +82,29 @@ class RemoteGenerator:
         answer = await self._caller.call(GetStatistics(), GeneratorLostError)
         assert isinstance(answer, Statistics)
         return answer.statistics
+
+
+class RemoteTools:
+    """`interfaces.ToolHost` on tool workers; a call goes to the one with the fewest."""
+
+    def __init__(self, workers: Sequence[Caller], *, specs: Sequence[ToolSpec]) -> None:
+        self._workers = workers
+        self._num_calls = [0] * len(workers)
+        self.specs = specs
+
+    async def call(self, call: ToolCall, *, history: Sequence[ToolCall] = ()) -> ToolResult:
+        """As `ToolHost.call`. A worker that is lost is a failed call: nobody knows whether the tool had run."""
+        number = min(range(len(self._workers)), key=lambda n: (self._num_calls[n], n))
+        self._num_calls[number] += 1
+        try:
+            body = CallTool(call=call, history=tuple(history))
+            answer = await self._workers[number].call(body, ActorLostError)
+            assert isinstance(answer, ToolCalled)
+            return answer.result
+        except ActorLostError as error:
+            return ToolResult(name=call.name, text=f"the tool worker was lost: {error}", status="error")
+        finally:
+            self._num_calls[number] -= 1
 
 
 class RemoteTrainer:

@@ -1,4 +1,4 @@
-"""LocalRuntime: one machine, no cluster; asyncio here, generators and learner ranks in processes of their own."""
+"""LocalRuntime: all parts of one run; asyncio here, generators, learner ranks, rollout and tool actors on a cluster."""
 
 import hashlib
 import logging
@@ -9,21 +9,23 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Self
 
-from actors.config import Config, HfModel
+from actors.cluster import Cluster, LocalCluster
+from actors.config import Config, HfModel, RuntimeConfig
 from actors.entering import enter_all
 from actors.generators import generator_starts
-from actors.messages import StartLearner
-from actors.ports import free_port
-from actors.process import actor_process
+from actors.messages import StartLearner, StartRollouts, StartTools
 from actors.remote import RemoteTrainer
+from actors.rollout_pool import RolloutPool, check_distributable
+from actors.wire import Caller
 from engine.cohort import Cohort
 from engine.dataset import DataConfig, PromptDataset
-from engine.errors import ConfigError, LearnerError
+from engine.errors import ActorLostError, ConfigError, LearnerError
 from engine.events import AnyTreeEvent
 from engine.inference.loading import check_weights
 from engine.inference.router import Router
 from engine.inference.shape import parameter_shapes, read_shape
 from engine.inference.supervised import SupervisedGenerator
+from engine.lives import Lives
 from engine.renderer import Renderer, make_renderer
 from engine.rollout import TreeRollout
 from engine.rollout_config import RolloutConfig
@@ -65,6 +67,9 @@ class LocalRuntime:
         self.vocab_size = shape.vocab_size
         self._max_length = min(shape.max_positions, config.generator.max_kv_tokens or shape.max_positions)
         self._executor = build_executor(config.tools, tools=tools, reward=reward)
+        self._cluster = make_cluster(config.runtime, run_dir)
+        self._pool: RolloutPool | None = None
+        self._num_scopes = 0
         self.generators: list[SupervisedGenerator] = []
         self._stack = AsyncExitStack()
 
@@ -74,6 +79,7 @@ class LocalRuntime:
             self.renderer: Renderer = make_renderer(
                 self.config.renderer, tokenizer=self.tokenizer, specs=self.tools.specs
             )
+            await stack.enter_async_context(self._cluster)
             self._stack = stack.pop_all()
         return self
 
@@ -101,11 +107,38 @@ class LocalRuntime:
 
     async def start_generators(self, model_path: str) -> Router:
         """Start all generators side by side; each comes back when it is lost. Requests go through the router."""
-        starts = generator_starts(self.config, model_path=model_path, logs=self.run_dir / "logs")
+        starts = generator_starts(self.config, self._cluster, model_path=model_path, logs=self.run_dir / "logs")
+        await self._cluster.reserve("generator", len(starts))
         limit = self.config.runtime.restart_limit
         self.generators = [SupervisedGenerator(name, start, restart_limit=limit) for name, start in starts]
         await enter_all([(one.name, one) for one in self.generators], self._stack)
+        await self._start_pool(model_path, [one.name for one in self.generators])
         return Router(self.generators)
+
+    async def _start_pool(self, model_path: str, generators: Sequence[str]) -> None:
+        """Rollout actors and tool workers, where the configuration has some."""
+        num_rollouts, num_workers = self._cluster.num_rollout_actors, self._cluster.num_tool_workers
+        if not num_rollouts:
+            return
+        await self._cluster.reserve("tools", num_workers)
+        await self._cluster.reserve("rollout", num_rollouts)
+        workers = [f"tools-{number}" for number in range(num_workers)]
+        start_tools = StartTools(config=self.config.tools)
+        start_rollouts = StartRollouts(
+            model_path=model_path,
+            renderer=self.config.renderer,
+            tools=self.config.tools,
+            generators=tuple(generators),
+            tool_workers=tuple(workers),
+        )
+        await enter_all([(name, self._lives(name, start_tools)) for name in workers], self._stack)
+        actors = [self._lives(f"rollout-{number}", start_rollouts) for number in range(num_rollouts)]
+        await enter_all([(actor.name, actor) for actor in actors], self._stack)
+        self._pool = RolloutPool(actors)
+
+    def _lives(self, name: str, start: StartTools | StartRollouts) -> Lives[Caller]:
+        limit = self.config.runtime.restart_limit
+        return Lives(name, lambda: self._cluster.actor(name, start, kind=ActorLostError), limit=limit)
 
     async def start_trainer(self, model_path: str) -> RemoteTrainer:
         """Start the learner, for as long as this runtime lives."""
@@ -116,44 +149,35 @@ class LocalRuntime:
         self, *, config: LearnerConfig, model_path: str, name: str = "learner"
     ) -> AsyncGenerator[RemoteTrainer, None]:
         """The ranks of a learner, for the length of the block; they meet at a port on loopback."""
-        address = f"tcp://127.0.0.1:{free_port()}" if config.world_size > 1 else None
         async with AsyncExitStack() as stack:
             weights_dir = self._weights_dir(name, stack)
+            await self._cluster.reserve("learner", config.world_size)
+            address = await self._cluster.meeting_point() if config.world_size > 1 else None
             starts = [
-                (
-                    f"{name}-{rank}",
-                    StartLearner(
-                        config=config,
-                        model_path=model_path,
-                        weights_dir=str(weights_dir),
-                        rank=rank,
-                        world_size=config.world_size,
-                        init_method=address,
-                    ),
+                StartLearner(
+                    config=config,
+                    model_path=model_path,
+                    weights_dir=str(weights_dir),
+                    rank=rank,
+                    world_size=config.world_size,
+                    init_method=address,
                 )
                 for rank in range(config.world_size)
             ]
-            runtime = self.config.runtime
-            processes = [
-                (
-                    rank,
-                    actor_process(
-                        rank,
-                        start,
-                        kind=LearnerError,
-                        log=self.run_dir / "logs" / f"{rank}.log",
-                        threads=runtime.threads,
-                        start_timeout_s=runtime.start_timeout_s,
-                    ),
-                )
-                for rank, start in starts
+            names = [f"{name}-{rank}" for rank in range(config.world_size)]
+            ranks = [
+                (rank, self._cluster.actor(rank, start, kind=LearnerError))
+                for rank, start in zip(names, starts, strict=True)
             ]
-            yield RemoteTrainer(await enter_all(processes, stack))
+            yield RemoteTrainer(await enter_all(ranks, stack))
 
     def rollouts(
         self, router: Router, *, config: RolloutConfig, seed: int, emit: Callable[[AnyTreeEvent], None]
     ) -> Callable[[TreeBuilder, Cohort], Awaitable[TrajectoryGroup]]:
-        """A function that grows a tree under `config`, with this runtime's policy, tools and renderer."""
+        """A function that grows a tree under `config`, with this runtime's policy, tools and renderer: on a rollout
+        actor where there are some, and here otherwise."""
+        if self._pool is not None:
+            return self._rollouts_elsewhere(self._pool, config=config, seed=seed, emit=emit)
 
         async def grow(tree: TreeBuilder, cohort: Cohort) -> TrajectoryGroup:
             rollout = TreeRollout(
@@ -174,13 +198,31 @@ class LocalRuntime:
 
         return grow
 
+    def _rollouts_elsewhere(
+        self, pool: RolloutPool, *, config: RolloutConfig, seed: int, emit: Callable[[AnyTreeEvent], None]
+    ) -> Callable[[TreeBuilder, Cohort], Awaitable[TrajectoryGroup]]:
+        is_deterministic = self.config.train.deterministic
+        check_distributable(config, is_deterministic=is_deterministic, num_actors=self._cluster.num_rollout_actors)
+        self._num_scopes += 1
+        scope = str(self._num_scopes)
+
+        async def grow(tree: TreeBuilder, cohort: Cohort) -> TrajectoryGroup:
+            return await pool.grow(tree, cohort, config=config, seed=seed, scope=scope, emit=emit)
+
+        return grow
+
     def _weights_dir(self, name: str, stack: AsyncExitStack) -> Path:
         """A folder in shared memory where there is room; one a run, so that a killed run leaves nothing twice."""
         digest = hashlib.blake2b(f"{self.run_dir.resolve()}/{name}".encode(), digest_size=6).hexdigest()
-        base = _base_for_weights(sum(file.stat().st_size for file in Path(self.model_path).glob("*.safetensors")))
+        chosen = self.config.runtime.weights_dir
+        base = (
+            Path(chosen)
+            if chosen
+            else _base_for_weights(sum(file.stat().st_size for file in Path(self.model_path).glob("*.safetensors")))
+        )
         folder = base / f"arpo-{digest}"
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(mode=0o700)
+        folder.mkdir(mode=0o700, parents=True)
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         return folder
 
@@ -192,3 +234,12 @@ def _base_for_weights(num_bytes: int) -> Path:
     base = Path(tempfile.gettempdir())
     logger.warning("%s has no room for %d bytes of weights; they go through %s", SHARED_MEMORY, num_bytes, base)
     return base
+
+
+def make_cluster(config: RuntimeConfig, run_dir: Path) -> Cluster:
+    """The cluster that a configuration asks for; nothing has started by then."""
+    if config.backend == "ray":
+        from actors.ray_cluster import RayCluster  # the door of ray
+
+        return RayCluster(config, name=run_dir.name)
+    return LocalCluster(logs=run_dir / "logs", threads=config.threads, start_timeout_s=config.start_timeout_s)

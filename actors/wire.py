@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import struct
 from collections.abc import AsyncGenerator
+from typing import Protocol
 
 from actors.messages import Answer, AnyAnswer, AnyCall, Call, Failed
 from engine import codec, errors
@@ -38,8 +39,20 @@ async def _read_frame(reader: asyncio.StreamReader) -> bytes | None:
         return None
 
 
-class Caller:
-    """The calling side of one actor. `receive` must run as a task for as long as calls are made.
+class Caller(Protocol):
+    """The calling side of one actor."""
+
+    async def call(self, body: AnyCall, kind: type[ArpoError]) -> AnyAnswer:
+        """One call with one answer. Raises the actor's own error, or `kind` where the actor is gone."""
+        ...
+
+    def stream(self, body: AnyCall, kind: type[ArpoError]) -> AsyncGenerator[AnyAnswer, None]:
+        """One call with many answers. Closing the stream early forgets the rest of them."""
+        ...
+
+
+class StreamCaller:
+    """`Caller` over a stream of bytes. `receive` must run as a task for as long as calls are made.
 
     Whoever runs it says `lose` when it ends: why an actor went away is known better there.
     """
@@ -66,14 +79,14 @@ class Caller:
             answers.put_nowait(None)
 
     async def call(self, body: AnyCall, kind: type[ArpoError]) -> AnyAnswer:
-        """One call with one answer. Raises the actor's own error, or `kind` where the actor is gone."""
+        """As `Caller.call`."""
         async with contextlib.aclosing(self.stream(body, kind)) as answers:
             async for answer in answers:
                 return answer
         raise kind(f"{self.name}: no answer to {type(body).__name__}")
 
     async def stream(self, body: AnyCall, kind: type[ArpoError]) -> AsyncGenerator[AnyAnswer, None]:
-        """One call with many answers. Closing the stream early forgets the rest of them."""
+        """As `Caller.stream`."""
         if self._lost is not None:
             raise kind(f"{self.name} is gone: {self._lost}")
         self._number += 1
@@ -110,4 +123,4 @@ def error_of(failure: Failed, *, name: str) -> ArpoError:
     return (kind if is_known else ArpoError)(f"{name}: {failure.message}")
 
 
-__all__ = ["Caller", "error_of", "failure_of", "read_call", "write_frame"]
+__all__ = ["Caller", "StreamCaller", "error_of", "failure_of", "read_call", "write_frame"]

@@ -46,6 +46,11 @@ class Account:
             account.reserved += amount
         return Reservation(self, amount)
 
+    def record(self, amount: int) -> None:
+        """Count, here and above, what was reserved and spent elsewhere."""
+        for account in self.chain:
+            account.spent += amount
+
     @property
     def chain(self) -> "list[Account]":
         """This account and all above it."""

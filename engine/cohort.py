@@ -55,7 +55,7 @@ class Cohort:
         self._size = size
         self._joined = 0
         self._granter = granting.granter()
-        self._is_logical = is_logical
+        self.is_logical = is_logical
         self._is_shared = isinstance(granting, Ranked)
         self._members: dict[str, Member] = {}
         self._held: list[Proposal] = []
@@ -88,7 +88,7 @@ class Cohort:
 
     def propose(self, proposal: Proposal) -> None:
         """A path wants a fork."""
-        if self._is_logical:
+        if self.is_logical:
             self._held.append(proposal)
             self.advance()
         else:
@@ -106,7 +106,7 @@ class Cohort:
     def _scopes(self) -> list[list[Member]]:
         """Sets of trees whose grants depend on each other's timing."""
         members = sorted(self._members.values(), key=lambda m: m.prompt_id)
-        return [members] if self._is_logical and self._is_shared else [[m] for m in members]
+        return [members] if self.is_logical and self._is_shared else [[m] for m in members]
 
     def _ready(self, scope: list[Member]) -> list[Proposal]:
         names = {member.prompt_id for member in scope}
@@ -120,7 +120,7 @@ class Cohort:
         return sorted((p for p in held if p.observation == first), key=lambda p: (p.prompt_id, p.path))
 
     def _fill(self, scope: list[Member]) -> None:
-        if self._is_logical and self._is_shared and self._joined < self._size:
+        if self.is_logical and self._is_shared and self._joined < self._size:
             return
         if not all(member.is_idle for member in scope):
             return

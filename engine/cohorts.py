@@ -23,7 +23,7 @@ class Cohorts:
         self._config = config
         self._size = size
         self._is_logical = is_logical
-        self._used = used or {}
+        self._used = dict(used or {})
         self._leaves = Account("run", spent=sum(use.num_leaves for use in self._used.values()))
         spent = sum(use.num_calls for use in self._used.values())
         self._calls = Account("run", limit=config.budget.calls_per_run, spent=spent)
@@ -42,6 +42,10 @@ class Cohorts:
                 is_logical=self._is_logical,
             )
         return self._open[number]
+
+    def note(self, number: int, use: CohortUse) -> None:
+        """What a cohort has used elsewhere, where it has not been asked for here yet."""
+        self._used.setdefault(number, use)
 
     def seal(self) -> None:
         """No further tree will join any of them: the data ended."""

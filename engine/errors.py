@@ -6,6 +6,7 @@
     ├── GeneratorError   an inference server failed at a request, or speaks another dialect
     │   ├── GeneratorLostError    nobody answers there any more; somebody may again
     │   └── RequestRefusedError   a request that can run nowhere
+    ├── ActorLostError   a rollout actor or a tool worker went away
     ├── ToolError        a tool raised, hung, or returned what it may not
     ├── LearnerError     the trainer refused a batch or a checkpoint
     ├── BudgetError      a reservation that does not fit, or was settled twice
@@ -42,6 +43,10 @@ class GeneratorLostError(GeneratorError):
 
 class RequestRefusedError(GeneratorError):
     """A request that no backend of this kind can run, such as one that is too long: trying again is of no use."""
+
+
+class ActorLostError(ArpoError):
+    """An actor that grows trees or runs tools went away. What it had said is known; the rest goes on elsewhere."""
 
 
 class ToolError(ArpoError):

@@ -50,6 +50,7 @@ class Lives(Generic[T]):
         self._limit = limit
         self._num_vain = 0
         self._lost = asyncio.Event()
+        self._up = asyncio.Event()
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -62,6 +63,10 @@ class Lives(Generic[T]):
     async def __aexit__(self, *error: object) -> None:
         await self._stack.aclose()
 
+    async def until_up(self) -> None:
+        """Wait for the next life, where there is none."""
+        await self._up.wait()
+
     def serve(self) -> None:
         """The present life is of use."""
         self._num_vain = 0
@@ -73,12 +78,14 @@ class Lives(Generic[T]):
         logger.warning("%s is lost: %s", self.name, error)
         self.current = None
         self.loss = f"{self.name} is lost: {error}"
+        self._up.clear()
         self._lost.set()
         return True
 
     def _open(self, life: T) -> None:
         self.num_starts += 1
         self.current = life
+        self._up.set()
 
     async def _watch(self, stack: contextlib.AsyncExitStack) -> None:
         """`stack` holds what the present start has opened."""

@@ -122,10 +122,13 @@ class TreeBuilder:
         self.num_cached = 0
         self.num_prefilled = 0
         self.is_finished = False
+        self.events: list[AnyTreeEvent] = []
+        """All that was applied: what another actor rebuilds the tree from."""
         self._nodes = NodeStore(prompt.token_ids, paths=self.paths)
 
     def apply(self, event: AnyTreeEvent) -> None:
         """Take one event of this prompt, in the order in which it happened."""
+        self.events.append(event)
         match event:
             case PathStarted():
                 self._start(event)

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.host import GeneratorAnswers
+from actors.hosting import GeneratorAnswers
 from actors.messages import Abort, Answer, AnyAnswer, Call, Chunk, Done, Failed, GetStatistics, Publish, Score
 from actors.remote import RemoteGenerator, RemoteTrainer
-from actors.wire import Caller, error_of, failure_of, read_call, write_frame
+from actors.wire import StreamCaller, error_of, failure_of, read_call, write_frame
 from engine import errors
 from engine.errors import ArpoError, DataError, GeneratorError, LearnerError
 from engine.inference.scripted import Script, ScriptedGenerator
@@ -26,7 +26,7 @@ Actor = Callable[[Call, Reply], Awaitable[None]]
 
 
 @asynccontextmanager
-async def connected(actor: Actor) -> AsyncGenerator[Caller, None]:
+async def connected(actor: Actor) -> AsyncGenerator[StreamCaller, None]:
     """A caller, and an actor at the other end of a socket pair in the same loop."""
     ours, theirs = socket.socketpair()
     reader, writer = await asyncio.open_connection(sock=ours)
@@ -43,11 +43,11 @@ async def connected(actor: Actor) -> AsyncGenerator[Caller, None]:
                 tasks.create_task(actor(call, reply))
         their_writer.close()
 
-    async def receive(caller: Caller) -> None:
+    async def receive(caller: StreamCaller) -> None:
         await caller.receive()
         caller.lose("it went home")
 
-    caller = Caller("actor", reader, writer)
+    caller = StreamCaller("actor", reader, writer)
     async with asyncio.TaskGroup() as tasks:
         serving = tasks.create_task(serve())
         tasks.create_task(receive(caller))
@@ -108,7 +108,7 @@ def test_answers_of_many_calls_interleave_in_any_order(order: list[int]) -> None
             for closing in waiting.values():
                 closing(Done(), True)
 
-    async def read(caller: Caller, name: str) -> list[int]:
+    async def read(caller: StreamCaller, name: str) -> list[int]:
         places: list[int] = []
         async for answer in caller.stream(Abort(request_id=name), GeneratorError):
             if isinstance(answer, Chunk):
@@ -220,7 +220,7 @@ def test_every_open_call_and_every_later_one_fails_when_the_actor_goes_away() ->
 
         ours, theirs = socket.socketpair()
         reader, writer = await asyncio.open_connection(sock=ours)
-        caller = Caller("learner-0", reader, writer)
+        caller = StreamCaller("learner-0", reader, writer)
         open_calls = [
             asyncio.create_task(caller.call(GetStatistics(), GeneratorError)),
             asyncio.create_task(caller.call(Publish(), LearnerError)),

@@ -1,0 +1,160 @@
+"""What an actor is, wherever it lives: the first call says it, and what it has become answers all others."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from actors.generators import generator_of
+from actors.messages import (
+    Abort,
+    AnyAnswer,
+    AnyCall,
+    CallTool,
+    Chunk,
+    Done,
+    ExportHf,
+    Generate,
+    GetStatistics,
+    Load,
+    Loaded,
+    Publish,
+    Published,
+    Save,
+    Score,
+    Scored,
+    StartGenerator,
+    StartLearner,
+    StartRollouts,
+    StartTools,
+    Statistics,
+    Step,
+    Stepped,
+    ToolCalled,
+    UpdateWeights,
+)
+from actors.rollout_host import RolloutAnswers
+from actors.wire import Caller
+from engine.errors import ArpoError, GeneratorError, LearnerError, boundary
+from engine.interfaces import Generator, ToolHost
+from tools.config import build_executor
+
+if TYPE_CHECKING:
+    from learner.megatron import MegatronLearner
+
+Send = Callable[[AnyAnswer, bool], Awaitable[None]]
+"""One answer, and whether it is the last one of its call."""
+Answers = Callable[[AnyCall, Send], Awaitable[None]]
+Connect = Callable[[str], Caller]
+"""The calling side of another actor, by its name."""
+
+
+async def become(start: AnyCall, stack: contextlib.AsyncExitStack, *, connect: Connect | None = None) -> Answers:
+    """Be what `start` says until `stack` is closed. Rollout actors need to `connect` to others."""
+    match start:
+        case StartGenerator():
+            with boundary(GeneratorError, "the generator did not start"):
+                generator = await stack.enter_async_context(generator_of(start))
+            return GeneratorAnswers(generator)
+        case StartLearner():
+            ranks = LearnerAnswers()
+            await ranks.start(start)
+            return ranks
+        case StartTools():
+            return ToolAnswers(await stack.enter_async_context(build_executor(start.config)))
+        case StartRollouts() if connect is not None:
+            return await stack.enter_async_context(RolloutAnswers(start, connect))
+        case _:
+            raise ArpoError(f"an actor cannot become {type(start).__name__} here")
+
+
+class ToolAnswers:
+    """Calls for a `ToolHost`."""
+
+    def __init__(self, tools: ToolHost) -> None:
+        self._tools = tools
+
+    async def __call__(self, body: AnyCall, send: Send) -> None:
+        if not isinstance(body, CallTool):
+            raise ArpoError(f"a tool worker does not know {type(body).__name__}")
+        await send(ToolCalled(result=await self._tools.call(body.call, history=body.history)), True)
+
+
+class GeneratorAnswers:
+    """Calls for any `Generator`."""
+
+    def __init__(self, generator: Generator) -> None:
+        self._generator = generator
+
+    async def __call__(self, body: AnyCall, send: Send) -> None:
+        match body:
+            case Generate():
+                async with contextlib.aclosing(self._generator.generate(body.request)) as chunks:
+                    async for chunk in chunks:
+                        await send(Chunk(completion=chunk), chunk.finish_reason != "")
+            case Abort():
+                await self._generator.abort(body.request_id)
+                await send(Done(), True)
+            case UpdateWeights():
+                await self._generator.update_weights(body.ref, mode=body.mode)
+                await send(Done(), True)
+            case GetStatistics():
+                await send(Statistics(statistics=await self._generator.statistics()), True)
+            case _:
+                raise GeneratorError(f"a generator does not know {type(body).__name__}")
+
+
+class LearnerAnswers:
+    """Calls for one rank of the learner, in one thread, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="learner")
+        self._learner: MegatronLearner | None = None
+
+    async def start(self, start: StartLearner) -> None:
+        """Load the model and join the other ranks."""
+
+        def make() -> "MegatronLearner":
+            from learner.megatron import MegatronLearner
+
+            return MegatronLearner(
+                start.config,
+                model_path=start.model_path,
+                weights_dir=start.weights_dir,
+                rank=start.rank,
+                world_size=start.world_size,
+                init_method=start.init_method,
+            )
+
+        with boundary(LearnerError, f"rank {start.rank} did not start"):
+            self._learner = await asyncio.get_running_loop().run_in_executor(self._thread, make)
+
+    async def __call__(self, body: AnyCall, send: Send) -> None:
+        with boundary(LearnerError, type(body).__name__):
+            answer = await asyncio.get_running_loop().run_in_executor(self._thread, self._carry_out, body)
+        await send(answer, True)
+
+    def _carry_out(self, body: AnyCall) -> AnyAnswer:
+        learner = self._learner
+        assert learner is not None, "start comes first"
+        match body:
+            case Step():
+                return Stepped(report=learner.step(body.batch))
+            case Publish():
+                return Published(ref=learner.publish())
+            case Save():
+                learner.save(body.path)
+                return Done()
+            case Load():
+                return Loaded(version=learner.load(body.path))
+            case ExportHf():
+                learner.export_hf(body.path)
+                return Done()
+            case Score():
+                sequences = [np.frombuffer(ids, np.int32) for ids in body.token_ids]
+                return Scored(logprobs=np.concatenate(learner.logprobs(sequences, temperature=body.temperature)))
+            case _:
+                raise LearnerError(f"a learner does not know {type(body).__name__}")
