@@ -174,6 +174,19 @@ def _eval(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _submit(arguments: argparse.Namespace) -> int:
+    from actors.ray_submit import Job, submit  # the door of ray
+
+    wheel = None if arguments.wheel is None else Path(arguments.wheel)
+    job = Job(Path(arguments.config), arguments.overrides, python=arguments.python, wheel=wheel)
+    return _interruptible(submit(job, address=arguments.address, say=_say))
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
 def _bench(arguments: argparse.Namespace) -> int:
     from actors.bench.harness import run_bench
     from actors.display import Display
@@ -223,6 +236,7 @@ _COMMANDS = {
     "train": _train,
     "sft": _sft,
     "rollout": _rollout,
+    "submit": _submit,
     "eval": _eval,
     "bench": _bench,
     "export": _export,

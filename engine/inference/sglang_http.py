@@ -16,6 +16,7 @@ from engine.errors import GeneratorError, GeneratorLostError, RequestRefusedErro
 
 NEEDED = "0.5.21"
 """The oldest SGLang whose interface this speaks."""
+KEEP_ALIVE_S = 1.0
 _SEPARATOR = b"\n\n"
 _DATA = b"data: "
 _DONE = b"[DONE]"
@@ -32,17 +33,19 @@ class SglangHttp:
         self._timeout_s = timeout_s
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._connecting = aiohttp.ClientTimeout(total=None, sock_connect=timeout_s)
-        # A broken connection and a refused one; whatever else aiohttp raises is a dialect we do not speak.
-        self._lost = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, ConnectionError, TimeoutError)
+        # A broken connection and a refused one, and aiohttp's RuntimeError for one that we have closed under a request;
+        # whatever else aiohttp raises is a dialect we do not speak.
+        closed = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, ConnectionError, RuntimeError)
+        self._lost = (*closed, TimeoutError)
         self._foreign = aiohttp.ClientError
 
     async def __aenter__(self) -> Self:
         import aiohttp
 
-        # As many connections as requests: the server batches what is in flight.
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0), headers=self._headers, timeout=self._connecting
-        )
+        # As many connections as requests: the server batches what is in flight. Idle ones are given up before the
+        # server, after 5 s, closes them under a request that would then look lost.
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S)
+        self._session = aiohttp.ClientSession(connector=connector, headers=self._headers, timeout=self._connecting)
         return self
 
     async def __aexit__(self, *error: object) -> None:
