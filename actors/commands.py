@@ -193,8 +193,9 @@ def _bench(arguments: argparse.Namespace) -> int:
 
     json_file = None if arguments.json is None else _output(arguments.json, option="--json")
     with Display(Path()) as display:
-        names = ("decode", "async") if arguments.name == "all" else (arguments.name,)
-        reports = [run_bench(name, is_quick=arguments.quick, on_progress=display.note) for name in names]
+        names = ("decode", "async", "prefix") if arguments.name == "all" else (arguments.name,)
+        options = {"is_quick": arguments.quick, "sglang_python": arguments.sglang_python}
+        reports = [run_bench(name, on_progress=display.note, **options) for name in names]
         for report in reports:
             for arm, found in report.arms.items():
                 display.table(f"{report.bench}: {arm}, {len(found.records)} times, median (min to max)", found.rows)

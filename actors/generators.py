@@ -5,8 +5,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-import msgspec
-
 from actors.cluster import Cluster
 from actors.config import Config
 from actors.messages import StartGenerator
@@ -20,7 +18,6 @@ from engine.inference.sglang_config import SglangConfig
 from engine.inference.supervised import Start
 from engine.interfaces import Generator
 from engine.tokenizer import load_tokenizer
-from engine.types import WeightRef
 
 
 def generator_starts(config: Config, cluster: Cluster, *, model_path: str, logs: Path) -> list[tuple[str, Start]]:
@@ -28,7 +25,8 @@ def generator_starts(config: Config, cluster: Cluster, *, model_path: str, logs:
     generator, runtime = config.generator, config.runtime
     update_timeout_s = config.train.step_timeout_s
     if isinstance(generator, SglangConfig) and generator.urls:
-        return [(url, partial(_connected, url, generator, model_path, update_timeout_s)) for url in generator.urls]
+        connect = partial(SglangGenerator, config=generator, model_path=model_path, update_timeout_s=update_timeout_s)
+        return [(url, partial(connect, url)) for url in generator.urls]
     starts = [
         StartGenerator(
             name=f"generator-{number}",
@@ -41,33 +39,22 @@ def generator_starts(config: Config, cluster: Cluster, *, model_path: str, logs:
         )
         for number in range(runtime.num_generators)
     ]
-    # A server of this machine needs no actor between it and its client.
-    is_near = isinstance(generator, SglangConfig) and runtime.backend == "local"
-    return [(start.name, partial(_near, start) if is_near else partial(_hosted, cluster, start)) for start in starts]
+    if isinstance(generator, SglangConfig) and runtime.backend == "local":
+        # A server of this machine needs no actor between it and its client.
+        return [(start.name, partial(generator_of, start)) for start in starts]
+    return [(start.name, partial(_hosted, cluster, start)) for start in starts]
 
 
-@asynccontextmanager
-async def generator_of(start: StartGenerator) -> AsyncGenerator[Generator, None]:
-    """The generator itself, in this process or in a server that this process starts, with the weights of the run."""
+def generator_of(start: StartGenerator) -> AbstractAsyncContextManager[Generator]:
+    """The generator itself: in this process, or in a server that this process starts."""
     config = start.config
     if isinstance(config, SglangConfig):
-        async with _launched(start, config) as generator:
-            await _bring_up_to_date(generator, start.ref)
-            yield generator
-    else:
-        tokenizer = load_tokenizer(start.model_path)
-        async with EmbeddedGenerator(config, model_path=start.model_path, tokenizer=tokenizer) as generator:
-            await _bring_up_to_date(generator, start.ref)
-            yield generator
-
-
-def _near(start: StartGenerator, ref: WeightRef | None) -> AbstractAsyncContextManager[Generator]:
-    return generator_of(msgspec.structs.replace(start, ref=ref))
+        return _launched(start, config)
+    return EmbeddedGenerator(config, model_path=start.model_path, tokenizer=load_tokenizer(start.model_path))
 
 
 @asynccontextmanager
-async def _hosted(cluster: Cluster, start: StartGenerator, ref: WeightRef | None) -> AsyncGenerator[Generator, None]:
-    start = msgspec.structs.replace(start, ref=ref)
+async def _hosted(cluster: Cluster, start: StartGenerator) -> AsyncGenerator[Generator, None]:
     async with cluster.actor(start.name, start, kind=GeneratorLostError) as caller:
         yield RemoteGenerator(caller)
 
@@ -91,17 +78,3 @@ async def _launched(start: StartGenerator, config: SglangConfig) -> AsyncGenerat
     client = SglangGenerator(url, config, model_path=start.model_path, update_timeout_s=start.update_timeout_s)
     async with server, client as generator:
         yield generator
-
-
-@asynccontextmanager
-async def _connected(
-    url: str, config: SglangConfig, model_path: str, update_timeout_s: float, ref: WeightRef | None
-) -> AsyncGenerator[Generator, None]:
-    async with SglangGenerator(url, config, model_path=model_path, update_timeout_s=update_timeout_s) as generator:
-        await _bring_up_to_date(generator, ref)
-        yield generator
-
-
-async def _bring_up_to_date(generator: Generator, ref: WeightRef | None) -> None:
-    if ref is not None:
-        await generator.update_weights(ref, mode="retract")

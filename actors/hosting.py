@@ -21,6 +21,7 @@ from actors.messages import (
     GetStatistics,
     Load,
     Loaded,
+    Open,
     Publish,
     Published,
     Save,
@@ -38,7 +39,7 @@ from actors.messages import (
 )
 from actors.rollout_host import RolloutAnswers
 from actors.wire import Caller
-from engine.errors import ArpoError, GeneratorError, LearnerError, boundary
+from engine.errors import ArpoError, GeneratorError, GeneratorLostError, LearnerError, boundary
 from engine.interfaces import Generator, ToolHost
 from tools.config import build_executor
 
@@ -84,13 +85,19 @@ class ToolAnswers:
 
 
 class GeneratorAnswers:
-    """Calls for any `Generator`."""
+    """Calls for any `Generator`; it is asked for tokens once it has been opened."""
 
     def __init__(self, generator: Generator) -> None:
         self._generator = generator
+        self._is_open = False
 
     async def __call__(self, body: AnyCall, send: Send) -> None:
         match body:
+            case Generate() if not self._is_open:
+                raise GeneratorLostError("it has not the weights of the run yet")
+            case Open():
+                self._is_open = True
+                await send(Done(), True)
             case Generate():
                 async with contextlib.aclosing(self._generator.generate(body.request)) as chunks:
                     async for chunk in chunks:

@@ -38,8 +38,6 @@ class StartGenerator(Body, frozen=True):
     name: str
     config: EmbeddedConfig | SglangConfig
     model_path: str
-    ref: WeightRef | None = None
-    """Weights to have before the first request, where those of the model are old."""
     logs: str = ""
     """Folder for the log of a server."""
     threads: int = 1
@@ -111,6 +109,10 @@ class Generate(Body, frozen=True):
     """Answered by a `Chunk` for each completion."""
 
     request: GenerateRequest
+
+
+class Open(Body, frozen=True):
+    """The generator may be asked by others now."""
 
 
 class Abort(Body, frozen=True):
@@ -196,14 +198,13 @@ class Failed(Body, frozen=True):
     message: str
 
 
+AnyStart = StartGenerator | StartLearner | StartTools | StartRollouts
 AnyCall = (
-    StartGenerator
-    | StartLearner
-    | StartTools
-    | StartRollouts
+    AnyStart
     | Grow
     | CallTool
     | Generate
+    | Open
     | Abort
     | UpdateWeights
     | GetStatistics

@@ -18,7 +18,7 @@ import ray
 from ray.exceptions import RayError
 
 from actors.hosting import Answers, become
-from actors.messages import Answer, AnyAnswer, AnyCall, Call, Done, Failed
+from actors.messages import Answer, AnyAnswer, AnyCall, AnyStart, Call, Done, Failed
 from actors.wire import error_of, failure_of
 from engine import codec
 from engine.errors import ArpoError
@@ -26,6 +26,8 @@ from engine.errors import ArpoError
 NAMESPACE = "arpo"
 LARGE = 2**18
 """Bytes from which a frame is an array in the object store."""
+NOT_STARTED = "NotStarted"
+"""Kind of a failure that is no error of the tree."""
 _CALLS: codec.Decoder[Call] = codec.Decoder(Call)
 _ANSWERS: codec.Decoder[Answer] = codec.Decoder(Answer)
 
@@ -44,6 +46,10 @@ class HostActor:
         """Answer one call; the first one says what to be."""
         body = _CALLS.decode(_bytes_of(frame)).body
         if self._answers is None:
+            if not isinstance(body, AnyStart):
+                # Found by its name before whoever started it has said what to be.
+                yield _frame(Answer(number=0, body=Failed(kind=NOT_STARTED, message="it is being started")))
+                return
             try:
                 self._answers = await become(body, self._stack, connect=RayCaller)
             except ArpoError as error:
@@ -75,6 +81,22 @@ class HostActor:
             await send(failure_of(error), True)
 
 
+class GeneratorActor(HostActor):
+    """Roles have names of their own, for whoever looks at a dashboard or a list of processes."""
+
+
+class LearnerActor(HostActor):
+    """A rank of a learner."""
+
+
+class RolloutActor(HostActor):
+    """Grows trees."""
+
+
+class ToolsActor(HostActor):
+    """Runs tools."""
+
+
 class RayCaller:
     """`Caller` of a named actor; found again by its name where it was started anew."""
 
@@ -97,6 +119,8 @@ class RayCaller:
             frame = _frame(Call(number=0, body=body))
             async for reference in self._handle.answer.options(num_returns="streaming").remote(frame):
                 answer = _ANSWERS.decode(_bytes_of(await reference))
+                if isinstance(answer.body, Failed) and answer.body.kind == NOT_STARTED:
+                    raise kind(f"{self.name}: {answer.body.message}")
                 if isinstance(answer.body, Failed):
                     raise error_of(answer.body, name=self.name)
                 yield answer.body

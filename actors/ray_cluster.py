@@ -21,20 +21,28 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.cluster import Role
 from actors.config import Resources, RuntimeConfig
 from actors.messages import AnyCall, StartGenerator, StartLearner, StartRollouts, StartTools
-from actors.ray_actor import NAMESPACE, HostActor, RayCaller
+from actors.ray_actor import (
+    NAMESPACE,
+    GeneratorActor,
+    HostActor,
+    LearnerActor,
+    RayCaller,
+    RolloutActor,
+    ToolsActor,
+)
 from actors.wire import Caller
 from engine.deadline import within
-from engine.errors import ArpoError, ConfigError
+from engine.errors import ArpoError, ConfigError, boundary
 
 logger = logging.getLogger(__name__)
 
 CALLS_AT_ONCE = 10_000
 """Of one actor; all of them wait for something most of the time."""
-_ROLES: dict[type, Role] = {
-    StartGenerator: "generator",
-    StartLearner: "learner",
-    StartRollouts: "rollout",
-    StartTools: "tools",
+_ROLES: dict[type, tuple[Role, type[HostActor]]] = {
+    StartGenerator: ("generator", GeneratorActor),
+    StartLearner: ("learner", LearnerActor),
+    StartRollouts: ("rollout", RolloutActor),
+    StartTools: ("tools", ToolsActor),
 }
 
 
@@ -89,13 +97,13 @@ class RayCluster:
     @asynccontextmanager
     async def actor(self, name: str, start: AnyCall, *, kind: type[ArpoError]) -> AsyncGenerator[Caller, None]:
         """As `Cluster.actor`. Raises `StalledError` where it does not start in time."""
-        role = _ROLES[type(start)]
+        role, kind_of_actor = _ROLES[type(start)]
         resources: Resources = getattr(self._config.ray, role)
         key = f"{role}:{name}"
         place = self._places.setdefault(key, sum(other.startswith(f"{role}:") for other in self._places))
         full_name = self.full_name(name)
         make = (
-            ray.remote(HostActor)
+            ray.remote(kind_of_actor)
             .options(
                 name=full_name,
                 namespace=NAMESPACE,
@@ -109,7 +117,8 @@ class RayCluster:
             )
             .remote
         )
-        handle = await asyncio.to_thread(make, None if _is_job() else os.getcwd())
+        with boundary(kind, f"{name} cannot be started"):  # its last life may still hold its name
+            handle = await asyncio.to_thread(make, None if _is_job() else os.getcwd())
         caller = RayCaller(full_name, handle)
         try:
             timeout_s = self._config.start_timeout_s

@@ -17,6 +17,7 @@ from actors.messages import (
     GetStatistics,
     Load,
     Loaded,
+    Open,
     Publish,
     Published,
     Save,
@@ -74,6 +75,10 @@ class RemoteGenerator:
 
     async def abort(self, request_id: str) -> None:
         await self._caller.call(Abort(request_id=request_id), GeneratorLostError)
+
+    async def open(self) -> None:
+        """Let others than the supervisor ask it."""
+        await self._caller.call(Open(), GeneratorLostError)
 
     async def update_weights(self, ref: WeightRef, *, mode: UpdateMode) -> None:
         await self._caller.call(UpdateWeights(ref=ref, mode=mode), GeneratorLostError)

@@ -1,7 +1,7 @@
 """The seams: small Protocols, each with a shipped fake (`inference.scripted`, `faults`)."""
 
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from engine.types import (
     Batch,
@@ -42,6 +42,13 @@ class Generator(Protocol):
         ...
 
     async def statistics(self) -> GeneratorStatistics: ...
+
+
+@runtime_checkable
+class Gated(Protocol):
+    """A generator that others than its supervisor can reach: it refuses their requests until it is opened."""
+
+    async def open(self) -> None: ...
 
 
 class Trainer(Protocol):

@@ -39,7 +39,7 @@ class Lives(Generic[T]):
         limit: int,
         begin: Callable[[T], Awaitable[None]] | None = None,
     ) -> None:
-        """`begin` gets each new life but the first before anybody else sees it; an error there is a failed start."""
+        """`begin` gets each new life before anybody else sees it; an error there is a failed start."""
         self.name = name
         self.current: T | None = None
         self.loss = f"{name} has not started"
@@ -55,7 +55,7 @@ class Lives(Generic[T]):
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as stack:
-            self._open(await stack.enter_async_context(self._start()))
+            self._open(await self._next(stack))
             watching = asyncio.create_task(self._watch(stack.pop_all()), name=f"watch {self.name}")
         self._stack.push_async_callback(_end, watching)
         return self
@@ -82,6 +82,12 @@ class Lives(Generic[T]):
         self._lost.set()
         return True
 
+    async def _next(self, stack: contextlib.AsyncExitStack) -> T:
+        life = await stack.enter_async_context(self._start())
+        if self._begin is not None:
+            await self._begin(life)
+        return life
+
     def _open(self, life: T) -> None:
         self.num_starts += 1
         self.current = life
@@ -104,9 +110,7 @@ class Lives(Generic[T]):
             self._num_vain += 1
             stack = contextlib.AsyncExitStack()
             try:
-                life = await stack.enter_async_context(self._start())
-                if self._begin is not None:
-                    await self._begin(life)
+                life = await self._next(stack)
             except ArpoError as error:
                 await stack.aclose()
                 self.loss = f"{self.name} did not start again: {error}"

@@ -16,7 +16,7 @@ from actors.messages import Abort, Answer, AnyAnswer, Call, Chunk, Done, Failed,
 from actors.remote import RemoteGenerator, RemoteTrainer
 from actors.wire import StreamCaller, error_of, failure_of, read_call, write_frame
 from engine import errors
-from engine.errors import ArpoError, DataError, GeneratorError, LearnerError
+from engine.errors import ArpoError, DataError, GeneratorError, GeneratorLostError, LearnerError
 from engine.inference.scripted import Script, ScriptedGenerator
 from engine.types import Completion, GenerateRequest, SamplingParams, WeightRef
 
@@ -129,6 +129,7 @@ def test_a_generator_over_the_wire_is_the_generator() -> None:
         scripted = ScriptedGenerator(lambda r: Script(token_ids=[7, 8, 9], entropies=[0.5, 1.0, 1.5]))
         async with connected(generator_actor(scripted)) as caller:
             remote = RemoteGenerator(caller)
+            await remote.open()
             one, two = await asyncio.gather(*(collect(remote, generate(name)) for name in "ab"))
             local = [c async for c in ScriptedGenerator(lambda r: Script(token_ids=[7, 8, 9])).generate(generate("a"))]
             for chunks in (one, two):
@@ -168,6 +169,7 @@ def test_leaving_a_stream_early_aborts_the_request_at_the_other_end() -> None:
         scripted = Watched(Script(token_ids=[1] * 1000, token_s=0.005))
         async with connected(generator_actor(scripted)) as caller:
             remote = RemoteGenerator(caller)
+            await remote.open()
             stream = remote.generate(generate("closed", tokens=1000))
             await anext(stream)
             await stream.aclose()
@@ -189,8 +191,12 @@ def test_an_error_at_the_other_end_is_the_same_error_here_with_the_actors_name()
     async def main() -> None:
         scripted = ScriptedGenerator(lambda r: Script(token_ids=[1, 2], fails_after=1))
         async with connected(generator_actor(scripted)) as caller:
+            remote = RemoteGenerator(caller)
+            with pytest.raises(GeneratorLostError, match="it has not the weights of the run yet"):
+                await collect(remote, generate("a"))
+            await remote.open()
             with pytest.raises(GeneratorError, match=r"^actor: scripted failure of a$"):
-                await collect(RemoteGenerator(caller), generate("a"))
+                await collect(remote, generate("a"))
             with pytest.raises(GeneratorError, match="a generator does not know Publish"):
                 await caller.call(Publish(), LearnerError)
 

@@ -54,7 +54,7 @@ class Starts:
         self._fails = fails
 
     @asynccontextmanager
-    async def __call__(self, ref: WeightRef | None) -> AsyncGenerator[Generator, None]:
+    async def __call__(self) -> AsyncGenerator[Generator, None]:
         await asyncio.sleep(self._start_s)
         number = len(self.lives)
         backend = Backend(Script(token_ids=[7] * 8, token_s=1.0))
@@ -63,8 +63,6 @@ class Starts:
         self.backends.append(backend)
         if number in self._fails:
             raise GeneratorError(f"start {number} fails")
-        if ref is not None:
-            await backend.update_weights(ref, mode="retract")
         self.num_open += 1
         try:
             yield life
@@ -225,11 +223,11 @@ def test_a_stalled_start_is_a_failed_one() -> None:
     starts = Starts()
 
     @asynccontextmanager
-    async def start(ref: WeightRef | None) -> AsyncGenerator[Generator, None]:
+    async def start() -> AsyncGenerator[Generator, None]:
         if len(starts.lives) == 1:
             starts.lives.append(starts.lives[0])
             raise StalledError("not up within 5 s")
-        async with starts(ref) as generator:
+        async with starts() as generator:
             yield generator
 
     async def main() -> None:

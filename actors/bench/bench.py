@@ -4,7 +4,7 @@ The arms are interleaved (A B C, A B C, ...): what else a machine does then fall
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 
 import msgspec
@@ -24,6 +24,8 @@ class Bench:
     """Name to a function of the seed."""
     repetitions: int
     figures: Callable[[Records], dict[str, float]]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    """Arms that this machine has not got what for, and why."""
 
 
 class ArmReport(msgspec.Struct, frozen=True, kw_only=True):

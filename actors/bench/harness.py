@@ -4,13 +4,14 @@ import os
 import platform
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
-from actors.bench import async_bench, decode_bench
+from actors.bench import async_bench, decode_bench, prefix_bench
 from actors.bench.bench import ArmReport, Bench, arm_report, measure
 from engine.errors import ConfigError
 
@@ -21,7 +22,11 @@ class Maker(Protocol):
     def __call__(self, folder: Path, *, is_quick: bool) -> Sequence[Bench]: ...
 
 
-BENCHES: dict[str, Maker] = {"decode": decode_bench.benches, "async": async_bench.benches}
+BENCHES: dict[str, Maker] = {
+    "decode": decode_bench.benches,
+    "async": async_bench.benches,
+    "prefix": prefix_bench.benches,
+}
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,32 +40,41 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     """OMP_NUM_THREADS; empty where it is not set."""
 
 
-class BenchReport(msgspec.Struct, frozen=True, kw_only=True):
+class BenchReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One bench: the JSON that `arpo bench NAME --json FILE` writes."""
 
     bench: str
     machine: Machine
     figures: dict[str, float]
     arms: dict[str, ArmReport]
+    skipped: dict[str, str] = {}
+    """Arms that were not run, and why."""
 
 
-def run_bench(name: str, *, is_quick: bool, on_progress: Callable[[str], None]) -> BenchReport:
-    """Run one bench to its end. Raises `ConfigError` for a name that is none."""
+def run_bench(
+    name: str, *, is_quick: bool, on_progress: Callable[[str], None], sglang_python: str | None = None
+) -> BenchReport:
+    """Run one bench to its end; `sglang_python` is for `prefix`. Raises `ConfigError` for a name that is none."""
     if name not in BENCHES:
         raise ConfigError(f"no bench {name!r}: {', '.join(BENCHES)}")
+    makers = BENCHES | {"prefix": partial(prefix_bench.benches, sglang_python=sglang_python)}
     with tempfile.TemporaryDirectory(prefix="arpo-bench-") as folder:
-        return report(name, BENCHES[name](Path(folder), is_quick=is_quick), on_progress=on_progress)
+        return report(name, makers[name](Path(folder), is_quick=is_quick), on_progress=on_progress)
 
 
 def report(name: str, benches: Sequence[Bench], *, on_progress: Callable[[str], None]) -> BenchReport:
     """Run the parts in turn and put them together."""
     figures: dict[str, float] = {}
     arms: dict[str, ArmReport] = {}
+    skipped: dict[str, str] = {}
     for bench in benches:
+        for arm, reason in bench.skipped.items():
+            on_progress(f"{bench.name}  {arm}: skipped, {reason}")
+        skipped |= bench.skipped
         records = measure(bench, on_progress=on_progress)
         figures |= bench.figures(records)
         arms |= {arm: arm_report(found) for arm, found in records.items()}
-    return BenchReport(bench=name, machine=this_machine(), figures=figures, arms=arms)
+    return BenchReport(bench=name, machine=this_machine(), figures=figures, arms=arms, skipped=skipped)
 
 
 def this_machine() -> Machine:

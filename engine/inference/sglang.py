@@ -32,6 +32,9 @@ from engine.types import Completion, GenerateRequest, GeneratorStatistics, Updat
 logger = logging.getLogger(__name__)
 
 
+QUIET_S = 0.05
+"""Silence after which nothing sampled before a pause is taken to be on its way."""
+LONGEST_QUIET_S = 2.0
 FLUSH_S = 30.0
 """How long a server may take to be idle behind its last request."""
 
@@ -64,6 +67,8 @@ class SglangGenerator:
         self._num_cached = 0
         self._busy_s = 0.0
         self._busy_since = 0.0
+        self._heard_at = 0.0
+        """When a token came last."""
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as stack:
@@ -95,6 +100,7 @@ class SglangGenerator:
         try:
             async with contextlib.aclosing(self._http.stream("/generate", self._body(request, name))) as events:
                 async for event in events:
+                    self._heard_at = asyncio.get_running_loop().time()
                     if (chunk := reader.read(event)) is not None:
                         self._count(chunk)
                         yield chunk
@@ -124,6 +130,7 @@ class SglangGenerator:
                 else:
                     await self._http.tell("/pause_generation", {"mode": mode})
                     try:
+                        await self._until_quiet()
                         await self._sender.send(ref, flush=flushes)
                     finally:
                         await self._http.tell("/continue_generation", {})
@@ -237,6 +244,17 @@ class SglangGenerator:
         del self._running[request_id]
         if not self._running:
             self._busy_s += asyncio.get_running_loop().time() - self._busy_since
+
+    async def _until_quiet(self) -> None:
+        """Wait for what was sampled before the pause: the server stamps a token with the version it has when it sends
+        it, so none may be on its way when the version changes."""
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LONGEST_QUIET_S):
+                for left in iter(lambda: self._heard_at + QUIET_S - loop.time(), None):
+                    if left <= 0 or not self._running:
+                        return
+                    await asyncio.sleep(left)
 
     async def _let_go(self, name: str) -> None:
         """Free the server's slot of a request that nobody reads any more, also when its reader is being cancelled."""

@@ -11,15 +11,14 @@ from typing import Self
 import msgspec
 
 from engine.errors import ArpoError, GeneratorLostError
-from engine.interfaces import Generator
+from engine.interfaces import Gated, Generator
 from engine.lives import Lives
 from engine.types import Completion, GenerateRequest, GeneratorStatistics, UpdateMode, WeightRef
 
 COUNTERS = ("num_requests", "num_sampled_tokens", "num_prefilled_tokens", "num_cached_tokens", "num_evicted_tokens")
 
-Start = Callable[[WeightRef | None], AbstractAsyncContextManager[Generator]]
-"""Starts (or connects to) a generator for the length of the block, with these weights where there are some: from the
-first request on it samples with them."""
+Start = Callable[[], AbstractAsyncContextManager[Generator]]
+"""Starts (or connects to) a generator for the length of the block, with whatever weights it begins with."""
 
 
 class SupervisedGenerator:
@@ -31,11 +30,9 @@ class SupervisedGenerator:
 
     def __init__(self, name: str, start: Start, *, restart_limit: int = 5) -> None:
         self.name = name
-        self._start = start
-        self._lives = Lives[Generator](name, self._started, limit=restart_limit, begin=self._bring_up_to_date)
+        self._lives = Lives[Generator](name, start, limit=restart_limit, begin=self._begin)
         self._ref: WeightRef | None = None
         """What every generator samples with; none while it is the model that it was started with."""
-        self._started_with: WeightRef | None = None
         self._updating = asyncio.Lock()
         self._earlier = GeneratorStatistics(version=0)
         """What lives that are over have done."""
@@ -91,15 +88,14 @@ class SupervisedGenerator:
                 self._lose(generator, error)
         return self._latest
 
-    def _started(self) -> AbstractAsyncContextManager[Generator]:
-        self._started_with = self._ref
-        return self._start(self._ref)
-
-    async def _bring_up_to_date(self, generator: Generator) -> None:
+    async def _begin(self, generator: Generator) -> None:
+        """Publishing waits meanwhile, so these are the latest weights, and they are still there."""
         async with self._updating:
-            if self._ref is not None and self._ref is not self._started_with:
-                # Published while it started. It has no request yet, so the mode says nothing.
+            if self._ref is not None:
+                # It has no request yet, so the mode says nothing.
                 await generator.update_weights(self._ref, mode="retract")
+        if isinstance(generator, Gated):
+            await generator.open()
 
     def _lose(self, generator: Generator, error: ArpoError) -> None:
         if self._lives.lose(generator, error):
