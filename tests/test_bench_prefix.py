@@ -28,7 +28,7 @@ from engine.inference.scripted import Script, ScriptedGenerator
 from engine.types import Completion, FinishReason, GenerateRequest, SamplingParams, WeightRef
 from tests.test_parity import SGLANG
 
-TINY = Size(num_trees=2, paths=5, initial=2, num_generators=1, probe_tokens=4, question_words=30, passage_words=20)
+TINY = Size(num_trees=4, paths=10, initial=3, num_generators=1, probe_tokens=4, question_words=30, passage_words=20)
 
 # -- logs -------------------------------------------------------------------------------------------------------------
 
@@ -98,7 +98,7 @@ def test_old_kv_is_stale_and_what_a_retracted_request_computed_anew_is_not() -> 
     log.receive(running, chunk([8]))
     log.update("a", 1, is_over=False)
     log.update("a", 1, is_over=True)
-    log.receive(running, chunk([9, 9], versions=1))
+    log.receive(running, chunk([9, 9], versions=[0, 1]))
     for prompt in ([1, 2, 3, 4], [6, 7, 8, 9, 9]):
         log.receive(log.send("a", request("", prompt)), chunk([0], versions=1, cached=3, reason="stop"))
     *_, old, new = read(log)
@@ -191,13 +191,19 @@ class Whole(NamedTuple):
             return self.tokens(last_at + 1)[:-1]
         return self.tokens(of_version[0])
 
+    def is_retracted_to(self, version: int, updates: list[tuple[int, Updating]]) -> bool:
+        """Whether it was sent before the update to this version."""
+        return any(
+            (u.server, u.version) == (self.server, version) and not u.is_over and self.at < i for i, u in updates
+        )
+
     def claims(self, version: int, end: int, updates: list[tuple[int, Updating]]) -> bool:
         """Whether this one had begun by then to compute with this version."""
         if self.version == version:
             return self.at < end
         stamps = {int(v) for _, c in self.until(sys.maxsize) for v in c.versions}
-        begun = [at for at, u in updates if (u.server, u.version, u.is_over) == (self.server, version, False)]
-        return version in stamps and any(self.at < at < end and not self.is_ended(at) for at in begun)
+        begun = [i for i, u in updates if (u.server, u.version, u.is_over) == (self.server, version, False)]
+        return version in stamps and any(self.at < i < end for i in begun)
 
 
 def alike(one: list[int], other: list[int]) -> int:
@@ -240,7 +246,7 @@ def reference(happenings: list[Happening], *, page_size: int) -> list[Reading]:
                 prompt=len(one.prompt),
                 shareable=longest([prefix for _, prefix in kv]),
                 settled=longest([o.in_kv(one.version, one.at, is_settled=True) for o in others]),
-                own=longest([prefix for o, prefix in kv if o.version == one.version]),
+                own=longest([prefix for o, prefix in kv if not o.is_retracted_to(one.version, updates)]),
                 claimed=longest([o.tokens()[:-1] for o in others if o.claims(one.version, one.at, updates)]),
                 reused=reused,
                 stale=max(reused - max((alike(one.prompt, prefix) for prefix in possible), default=0), 0),
@@ -286,8 +292,8 @@ def test_a_recorder_notes_what_passes_by_and_changes_nothing() -> None:
 
 def check_workload(found: Record) -> None:
     """The run is what the bench claims: branches, turns, an update with trees on both sides of it, a large cache."""
-    assert found["fork_requests"] >= 1
-    assert found["turn_requests"] >= 5
+    assert found["fork_requests"] >= 2
+    assert found["turn_requests"] >= 10
     assert found["sibling_requests"] >= TINY.num_trees
     assert found["updated_requests"] >= 2
     assert found["revisit_prompt_tokens"] > 40
@@ -297,7 +303,7 @@ def check_workload(found: Record) -> None:
 
 
 def test_the_embedded_engine_reads_all_that_is_shareable(tmp_path: Path) -> None:
-    found = PrefixReuse(tmp_path, TINY).embedded(0)
+    found = PrefixReuse(tmp_path, TINY).embedded(3)
     check_workload(found)
     assert found["reused_fraction"] == 1.0
     assert found["missed_tokens"] == found["twice_tokens"] == found["stale_tokens"] == 0
@@ -306,7 +312,7 @@ def test_the_embedded_engine_reads_all_that_is_shareable(tmp_path: Path) -> None
 @pytest.mark.real
 def test_a_cache_without_versions_is_found_out(tmp_path: Path) -> None:
     config = EmbeddedConfig(device="cpu", max_kv_tokens=TINY.max_kv_tokens, salt_by_version=False)
-    grown: Grown = asyncio.run(grow(Materials(tmp_path, TINY), config, folder=tmp_path, seed=0))
+    grown: Grown = asyncio.run(grow(Materials(tmp_path, TINY), config, folder=tmp_path, seed=3))
     account_of = account(grown.log.happenings, page_sizes=dict.fromkeys(grown.servers, 1))
     found = record(grown, account_of, max_kv_tokens=TINY.max_kv_tokens)
     assert found["stale_tokens"] > 40
@@ -351,9 +357,9 @@ def test_the_fraction_is_of_all_repetitions_and_the_smaller_one_of_the_arms() ->
 @pytest.mark.timeout(240)
 def test_sglang_reads_all_but_what_running_and_retracted_requests_hold(tmp_path: Path) -> None:
     assert SGLANG.python is not None
-    found = PrefixReuse(tmp_path, msgspec.structs.replace(TINY, num_trees=4)).sglang(0, python=SGLANG.python)
-    check_workload(found)
+    found = PrefixReuse(tmp_path, TINY).sglang(3, python=SGLANG.python)
     print(found)
+    check_workload(found)
     assert found["stale_tokens"] == 0
     assert found["missed_tokens"] == found["missed_of_running_tokens"] + found["missed_of_retracted_tokens"]
     assert found["reused_fraction"] > 0.9

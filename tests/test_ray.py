@@ -154,6 +154,8 @@ def test_a_run_survives_the_deaths_of_a_rollout_actor_and_of_a_generator(nodes: 
         assert process.wait(timeout=60) == 0, "".join(said[-20:])
     finally:
         process.kill()
+        process.stderr.close()
+        process.wait()
     text = "".join(said)
     assert re.search(r"rollout-\d is lost", text)
     assert re.search(r"generator-\d is lost", text)
@@ -174,9 +176,10 @@ def test_a_job_ends_as_its_run_does(nodes: RayNodes, tmp_path: Path) -> None:
     admitted = [e for e in journal.read(runs / "job" / "journal") if isinstance(e, PromptAdmitted)]
     assert admitted
 
-    failed = arpo(checkout, *job, "learner.lr=2.0", "--address", nodes.dashboard_url, "--python", sys.executable)
-    assert failed.returncode == 2
-    assert "is finished already" not in failed.stdout
+    refused = [*job, "run.name=refused", "data.path=/nowhere.parquet"]
+    failed = arpo(checkout, *refused, "--address", nodes.dashboard_url, "--python", sys.executable)
+    assert failed.returncode == 2, "the exit code is the run's own"
+    assert "/nowhere.parquet" in failed.stdout
 
 
 def test_a_cluster_that_is_too_small_or_not_there_is_one_line_and_exit_code_2(nodes: RayNodes, place: Place) -> None:

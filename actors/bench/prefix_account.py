@@ -6,7 +6,7 @@ computed with the next one. Then, of the prompt of a request,
 
     shareable   other requests had in KV when it was sent
     settled     and none of those is needed for it that was still running then
-    own         and none that was sent under an older version and retracted
+    own         and none that was sent before the update to this version, and retracted
     claimed     requests sent before it had in KV or were going to have: what would be computed once if all waited
     reused      the server says it read (`num_cached_tokens` of the first chunk)
     stale       was reused and computed by no request of this version: 0, or old KV was read
@@ -143,6 +143,8 @@ class _Request:
     is_sent: bool = False
     is_ended: bool = False
     is_straddling: bool = False
+    num_updates: int = 0
+    """Updates of its server that had begun when it was sent."""
     num_claims: int = 0
     """Claims of its server and version when it was sent, its own included."""
     found: dict[str, int] = field(default_factory=dict)
@@ -166,6 +168,8 @@ class _Replay:
         self._page_sizes = page_sizes
         self._requests = _requests(happenings)
         self._books: defaultdict[tuple[str, Version], _Books] = defaultdict(_Books)
+        self._updates: defaultdict[str, list[Version]] = defaultdict(list)
+        """By server: those that have begun."""
         self._updating: set[str] = set()
         self._readings: list[Reading] = []
 
@@ -185,6 +189,7 @@ class _Replay:
         request.found["possible"] = books.possible.match(request.prompt)
         request.is_sent = True
         request.is_straddling = request.server in self._updating
+        request.num_updates = len(self._updates[request.server])
         self._claim(books, request)
         request.num_claims = len(books.claims)
 
@@ -200,7 +205,7 @@ class _Replay:
         version = int(chunk.versions[-1])
         prefixes = self._books[request.server, version].prefixes
         self._compute(request, prefixes["shareable"], (version, "shareable"), request.num_known - 1)
-        if version == request.versions[0]:
+        if version not in self._updates[request.server][request.num_updates :]:
             self._compute(request, prefixes["own"], (version, "own"), request.num_known - 1)
         if request.is_ended:
             self._compute(request, prefixes["settled"], (version, "settled"), request.num_known - 1)
@@ -213,12 +218,12 @@ class _Replay:
             self._updating.discard(updating.server)
             return
         self._updating.add(updating.server)
+        self._updates[updating.server].append(updating.version)
         books = self._books[updating.server, updating.version]
         for request in self._requests.values():
-            if request.server == updating.server and request.is_sent and not request.is_ended:
-                request.is_straddling |= request.num_known == len(request.prompt)
-                if updating.version in request.versions and request.versions[0] != updating.version:
-                    self._claim(books, request)
+            is_later = updating.version in request.versions and request.versions[0] != updating.version
+            if request.server == updating.server and request.is_sent and is_later:
+                self._claim(books, request)
 
     def _read(self, request: _Request, *, reused: int) -> None:
         """The first chunk of a request is here."""
@@ -234,7 +239,7 @@ class _Replay:
                 prompt=len(request.prompt),
                 reused=reused,
                 stale=max(reused - possible, 0),
-                is_straddling=request.is_straddling,
+                is_straddling=request.is_straddling or len(self._updates[request.server]) > request.num_updates,
                 **found,
             )
         )
