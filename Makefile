@@ -30,7 +30,7 @@ test: $(STAMP) ## the quick suite
 	$(LIMIT) 900 $(PYTEST) -m "not real"
 
 test-real: $(STAMP) $(SGLANG_STAMP) ## the suite with real servers, torchrun layouts, built wheels
-	$(LIMIT) 2700 $(PYTEST) -m real
+	$(LIMIT) 3900 $(PYTEST) -m real
 
 check: $(STAMP) ## lint, format, types
 	.venv/bin/ruff check
