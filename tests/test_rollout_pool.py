@@ -153,12 +153,13 @@ def test_trees_are_spread_and_those_of_a_cohort_that_shares_a_budget_are_not(tok
 
 def test_a_shared_budget_holds_when_the_actor_of_a_cohort_dies(tokenizer: HfTokenizer) -> None:
     settings = config(Arpo(initial=2, probe_tokens=4), size=2, calls_per_cohort=5)
-    farm = Farm(tokenizer, settings, dies_after=[30, None])
+    farm = Farm(tokenizer, settings, dies_after=[70, None])
     cohort = new_cohort(settings, size=3)
     groups, events = farm.grow([(farm.tree(name), cohort) for name in "abc"])
     assert all(len(group.trajectories) == 2 for group in groups)
-    assert farm.lives[1][0].grown, "they moved"
-    assert sum(e.result.was_executed for e in events if isinstance(e, ToolFinished)) <= 5
+    moved = farm.lives[1][0].grown
+    assert moved[0].use.num_calls >= 3, "or this proves nothing"
+    assert sum(e.result.was_executed for e in events if isinstance(e, ToolFinished)) == 5
 
 
 def test_what_cannot_be_distributed_is_refused_by_its_key() -> None:
