@@ -4,6 +4,7 @@ Each role has a placement group: its actors start, and start again, in its bundl
 """
 
 import asyncio
+import hashlib
 import logging
 import os
 import socket
@@ -30,11 +31,10 @@ from actors.ray_actor import (
     RolloutActor,
     ToolsActor,
 )
+from actors.ray_nodes import check_nodes
 from actors.wire import Caller
 from engine.deadline import within
 from engine.errors import ArpoError, ConfigError, boundary
-
-logger = logging.getLogger(__name__)
 
 CALLS_AT_ONCE = 10_000
 """Of one actor; all of them wait for something most of the time."""
@@ -47,11 +47,12 @@ _ROLES: dict[type, tuple[Role, type[HostActor]]] = {
 
 
 class RayCluster:
-    """`Cluster` on Ray. Actors are named `RUN/NAME` in the namespace `arpo`."""
+    """`Cluster` on Ray. Actors are named `RUN-PLACE/NAME` in the namespace `arpo`; no two runs share a place."""
 
-    def __init__(self, config: RuntimeConfig, *, name: str) -> None:
+    def __init__(self, config: RuntimeConfig, *, run_dir: Path) -> None:
         self._config = config
-        self._name = name
+        place = hashlib.blake2b(str(run_dir.resolve()).encode(), digest_size=4).hexdigest()
+        self._name = f"{run_dir.name}-{place}"
         self._groups: dict[Role, PlacementGroup] = {}
         self._places: dict[str, int] = {}
         """Which bundle of its role's group an actor has, also when it starts again."""
@@ -62,11 +63,9 @@ class RayCluster:
         settings = self._config.ray
         if settings.address is not None:
             await _knock(settings.address, timeout_s=settings.connect_timeout_s)
-        await within(
-            2 * settings.connect_timeout_s,
-            asyncio.to_thread(_connect, self._config),
-            name="connecting to the Ray cluster",
-        )
+        connecting = asyncio.to_thread(_connect, self._config)
+        await within(2 * settings.connect_timeout_s, connecting, name="connecting to the Ray cluster")
+        await check_nodes(timeout_s=settings.connect_timeout_s)
         return self
 
     async def __aexit__(self, *error: object) -> None:

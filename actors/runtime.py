@@ -241,5 +241,5 @@ def make_cluster(config: RuntimeConfig, run_dir: Path) -> Cluster:
     if config.backend == "ray":
         from actors.ray_cluster import RayCluster  # the door of ray
 
-        return RayCluster(config, name=run_dir.name)
+        return RayCluster(config, run_dir=run_dir)
     return LocalCluster(logs=run_dir / "logs", threads=config.threads, start_timeout_s=config.start_timeout_s)

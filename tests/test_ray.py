@@ -183,7 +183,7 @@ def test_a_job_ends_as_its_run_does(nodes: RayNodes, tmp_path: Path) -> None:
 
 
 def test_a_cluster_that_is_too_small_or_not_there_is_one_line_and_exit_code_2(nodes: RayNodes, place: Place) -> None:
-    small = place.finish("small", *on(nodes, connect_timeout_s=3, num_rollout_actors=40), code=2)
+    small = place.finish("small", *on(nodes, connect_timeout_s=15, num_rollout_actors=40), code=2)
     assert "the Ray cluster has no room for 40 x {'CPU': 0.5}" in small.splitlines()[-1]
     nobody = place.finish("nobody", *on(nodes, address=f"127.0.0.1:{free_port()}"), code=2)
     assert nobody.count("\n") == 1
