@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable
 
-from engine.errors import GeneratorError, GeneratorLostError, LearnerError
+from engine.errors import GeneratorError, GeneratorLostError, LearnerError, RequestRefusedError
 from engine.interfaces import Generator
 from engine.types import (
     Batch,
@@ -74,8 +74,8 @@ class ScriptedTrainer:
 
 
 class FaultyGenerator:
-    """A generator whose requests fail, stall or find nobody there when `plan` says so: `fail`, `stall`, `lose`, or ``
-    for none of them. Once `is_lost` is set nobody answers anything."""
+    """A generator whose requests fail, are refused, stall or find nobody there when `plan` says so: `fail`, `refuse`,
+    `stall`, `lose`, or `` for none of them. Once `is_lost` is set nobody answers anything."""
 
     def __init__(self, inner: Generator, plan: Callable[[GenerateRequest], str]) -> None:
         self._inner = inner
@@ -87,6 +87,8 @@ class FaultyGenerator:
         match self._plan(request):
             case "lose":
                 raise GeneratorLostError(f"scripted loss at {request.request_id}")
+            case "refuse":
+                raise RequestRefusedError(f"scripted refusal of {request.request_id}")
             case "fail":
                 raise GeneratorError(f"scripted failure of {request.request_id}")
             case "stall":

@@ -10,7 +10,7 @@ import msgspec
 from engine.branching import Branching
 from engine.budget import Account
 from engine.coins import seed_of
-from engine.errors import GeneratorError, ToolError
+from engine.errors import GeneratorError, RequestRefusedError, ToolError
 from engine.events import AnyTreeEvent, Observed, PathEnded, Rewarded, TokensSampled, ToolFinished, ToolRequested
 from engine.interfaces import Generator, ToolHost
 from engine.renderer import Renderer
@@ -81,6 +81,9 @@ class PathRunner:
                 return
             try:
                 await self._stream(path, self._request(path, attempt))
+            except RequestRefusedError as refusal:
+                await self._end(path, RolloutStatus.FAILED, detail=str(refusal))
+                return
             except GeneratorError as failure:
                 error = str(failure)
                 logger.warning("%s path %d: %s (attempt %d)", self._prompt_id, path.number, error, attempt + 1)

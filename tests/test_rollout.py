@@ -279,6 +279,23 @@ def test_a_generator_that_says_nothing_fails_the_path_and_its_siblings_go_on(tok
     assert group.trajectories[1].reward.reason == "no chunk within 600 s"
 
 
+def test_a_request_that_can_never_run_fails_its_path_at_once(tokenizer: HfTokenizer) -> None:
+    inner = ScriptedGenerator(searching(tokenizer))
+    asked: list[str] = []
+
+    def plan(request: GenerateRequest) -> str:
+        path = request.request_id.split("/")[1]
+        asked.append(path)
+        return "refuse" if path == "1" else ""
+
+    settings = config(Chain(), size=3)
+    bench = Bench(tokenizer, searching(tokenizer), config=settings, generator=FaultyGenerator(inner, plan))
+    group = bench.run()
+    assert [t.status for t in group.trajectories].count(RolloutStatus.FAILED) == 1
+    assert asked.count("1") == 1, "trying again is of no use"
+    assert "scripted refusal" in group.trajectories[1].reward.reason
+
+
 def test_a_reward_that_fails_makes_a_failed_trajectory(tokenizer: HfTokenizer) -> None:
     bench = Bench(tokenizer, searching(tokenizer), config=config(Chain(), size=2), answers={"search": "two"})
     assert [t.status for t in bench.run().trajectories] == ["failed", "failed"]

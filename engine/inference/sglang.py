@@ -17,6 +17,7 @@ the new version, and marked mixed. `retract` and `drain` are exact.
 import asyncio
 import contextlib
 import logging
+from collections import deque
 from collections.abc import AsyncGenerator
 from typing import Any, Self
 
@@ -54,7 +55,7 @@ class SglangGenerator:
         self._update_timeout_s = update_timeout_s
         self._http = SglangHttp(url, timeout_s=config.connect_timeout_s, api_key=config.api_key)
         self._version: Version = 0
-        self._clean: list[Version] = []
+        self._clean: deque[Version] = deque(maxlen=64)
         """Versions from which on every running request's KV was computed anew."""
         self._updating = asyncio.Lock()
         self._gate = asyncio.Event()
@@ -88,7 +89,7 @@ class SglangGenerator:
             raise GeneratorError(f"request {request.request_id}: a request of this id is in flight")
         self._num_requests += 1
         # SGLang aborts whatever begins with a name, so no name may begin another one.
-        name = f"{request.request_id}#{self._num_requests};"
+        name = f"{self._num_requests};{request.request_id};"
         salt = self._version
         reader = ChunkReader(
             request,
@@ -106,6 +107,7 @@ class SglangGenerator:
                         yield chunk
                         if reader.is_ended:
                             return
+            raise GeneratorError(f"request {request.request_id}: the stream ended, and nothing said why")
         finally:
             self._end(request.request_id)
             if not reader.is_ended:
@@ -127,16 +129,15 @@ class SglangGenerator:
                     if flushes:
                         # Not with the update: the server ends itself where the last batch is not quite over.
                         await self._http.tell(f"/flush_cache?timeout={FLUSH_S:g}", {}, timeout_s=2 * FLUSH_S)
+                    self._note(ref, mode=mode)
                 else:
                     await self._http.tell("/pause_generation", {"mode": mode})
                     try:
                         await self._until_quiet()
                         await self._sender.send(ref, flush=flushes)
+                        self._note(ref, mode=mode)  # before a token of it can come
                     finally:
                         await self._http.tell("/continue_generation", {})
-                self._version = ref.version
-                if mode != "in_place":
-                    self._clean.append(ref.version)
             finally:
                 self._gate.set()
 
@@ -225,6 +226,11 @@ class SglangGenerator:
             "stream": True,
             "extra_key": f"v{self._version}" if self._config.salt_by_version else None,
         }
+
+    def _note(self, ref: WeightRef, *, mode: UpdateMode) -> None:
+        self._version = ref.version
+        if mode != "in_place":
+            self._clean.append(ref.version)
 
     def _is_mixed(self, version: Version, *, salt: Version) -> bool:
         """A token of `version` in a request that began under `salt`: is there older KV below it?"""
