@@ -1,6 +1,7 @@
 """The command line. Parses first and imports later, so that `--help` answers at once.
 
-Exit codes: 0 done, 1 failed, 2 bad input, 75 interrupted and resumable. Bad input is one line on stderr.
+Exit codes: 0 done, 1 failed, 2 bad input, 3 refused by the doctor, 75 interrupted and resumable. Bad input is one line
+on stderr.
 """
 
 import argparse
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 BAD_INPUT = 2
+REFUSED = 3
 INTERRUPTED = 75
 
 
@@ -67,6 +69,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", help="shorthand for eval.data.path=FILE")
     evaluate.add_argument("--k", type=int, metavar="N", help="trajectories a question, for pass@k")
     evaluate.add_argument("--json", metavar="FILE", help="write the metrics there too")
+    doctor = command("doctor", "what can be known before anything is allocated", has_config=False)
+    doctor.add_argument("config", nargs="?", help="a TOML file; without one, what this machine has")
+    doctor.add_argument("overrides", nargs="*", metavar="key=value", help="for example learner.tensor_parallel=4")
+    doctor.add_argument("--gpu-memory-gib", type=_positive, metavar="N", help="memory of a GPU, if none is here")
+    doctor.add_argument("--gpus", type=_positive, metavar="N", help="GPUs there are, if they are not here")
+    doctor.add_argument("--json", action="store_true", help="the findings as a JSON list on stdout")
     submit = command("submit", "train on a Ray cluster, as a job of it")
     submit.add_argument("--address", required=True, metavar="URL", help="of the dashboard, http://head:8265")
     submit.add_argument("--wheel", metavar="FILE", help="send this wheel instead of the checkout")

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from actors.cli import BAD_INPUT, INTERRUPTED
+from actors.cli import BAD_INPUT, INTERRUPTED, REFUSED
 from actors.config import Config
 from engine.errors import ArpoError, ConfigError, DataError, LearnerError, cause
 
@@ -174,6 +174,19 @@ def _eval(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _doctor(arguments: argparse.Namespace) -> int:
+    from actors.doctor.visit import visit
+
+    is_fine = visit(
+        None if arguments.config is None else _config(arguments),
+        subject=arguments.config or "this machine",
+        gpu_memory_gib=arguments.gpu_memory_gib,
+        num_gpus=arguments.gpus,
+        as_json=arguments.json,
+    )
+    return 0 if is_fine else REFUSED
+
+
 def _submit(arguments: argparse.Namespace) -> int:
     from actors.ray_submit import Job, submit  # the door of ray
 
@@ -237,6 +250,7 @@ _COMMANDS = {
     "train": _train,
     "sft": _sft,
     "rollout": _rollout,
+    "doctor": _doctor,
     "submit": _submit,
     "eval": _eval,
     "bench": _bench,

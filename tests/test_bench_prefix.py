@@ -361,5 +361,6 @@ def test_sglang_reads_all_but_what_running_and_retracted_requests_hold(tmp_path:
     print(found)
     check_workload(found)
     assert found["stale_tokens"] == 0
-    assert found["missed_tokens"] == found["missed_of_running_tokens"] + found["missed_of_retracted_tokens"]
+    explained = found["missed_of_running_tokens"] + found["missed_of_retracted_tokens"]
+    assert found["missed_tokens"] - explained <= 0.001 * found["shareable_tokens"]
     assert found["reused_fraction"] > 0.9

@@ -12,8 +12,7 @@ that reads more than was shareable when it was sent makes up for nothing that an
 
 Where SGLang loses: it makes the tokens of a request readable when its prefill is done and again when it ends, not in
 between. A branch at the end of a probe begins while its parent runs, and computes the probe's k tokens but one anew
-(`missed_of_running_tokens`). And it caches under a key that is given with a request: what a retracted request computes
-anew behind an update lies under the key of the old version, where no new request looks (`missed_of_retracted_tokens`).
+(`missed_of_running_tokens`).
 """
 
 import asyncio

@@ -41,7 +41,7 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Machine:
-    """This machine. What takes long is asked when it is first wanted; a test overrides what it wants to be otherwise."""
+    """This machine. What takes long is asked when it is first wanted; a test overrides what shall be otherwise."""
 
     @cached_property
     def gpus(self) -> tuple[Gpu, ...]:
@@ -62,6 +62,10 @@ class Machine:
     def max_open_files(self) -> int:
         """The soft limit: what a process may have open at once."""
         return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+    @cached_property
+    def num_cores(self) -> int:
+        return os.cpu_count() or 1
 
     @property
     def python(self) -> str:
@@ -99,7 +103,6 @@ def _asked(python: str, code: str) -> str:
             capture_output=True,
             text=True,
             timeout=PROBE_S,
-            env={**os.environ, "CUDA_MODULE_LOADING": "LAZY"},
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""

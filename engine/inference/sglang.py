@@ -2,7 +2,7 @@
 
 Token ids go in and come out; log-probabilities, alternatives and the version of each token are the server's. All
 requests of a tree go to one server (`router`), where forks and the turns after tool results read the prefix from the
-radix cache under a key that holds the version of the weights.
+radix cache. No prefix of old weights is read: an update flushes the cache, or changes the key under which it is read.
 
 An update closes the gate for new requests, and then, by its mode:
 
@@ -55,6 +55,9 @@ class SglangGenerator:
         self._update_timeout_s = update_timeout_s
         self._http = SglangHttp(url, timeout_s=config.connect_timeout_s, api_key=config.api_key)
         self._version: Version = 0
+        self._salt: Version = 0
+        """In the cache key: the last version that came without a flush. After a flush nothing old is left, and what
+        running requests compute anew, under their old key, is what their next turns and forks read."""
         self._clean: deque[Version] = deque(maxlen=64)
         """Versions from which on every running request's KV was computed anew."""
         self._updating = asyncio.Lock()
@@ -90,12 +93,12 @@ class SglangGenerator:
         self._num_requests += 1
         # SGLang aborts whatever begins with a name, so no name may begin another one.
         name = f"{self._num_requests};{request.request_id};"
-        salt = self._version
+        begun_at = self._version
         reader = ChunkReader(
             request,
             vocab_size=self._shape.vocab_size,
             is_incremental=self._is_incremental,
-            is_mixed=lambda version: self._is_mixed(version, salt=salt),
+            is_mixed=lambda version: self._is_mixed(version, begun_at=begun_at),
         )
         self._begin(request.request_id, name)
         try:
@@ -172,7 +175,7 @@ class SglangGenerator:
         if not version.isdecimal():
             version = "0"
             await self._http.post("/update_weight_version", {"new_version": version})
-        self._version = int(version)
+        self._version = self._salt = int(version)
         self._max_length = min(int(server["max_total_num_tokens"]), self._shape.max_positions)
         self._sender = WeightSender(
             self._http,
@@ -224,17 +227,19 @@ class SglangGenerator:
             "return_logprob": True,
             "top_logprobs_num": min(self._config.top_logprobs, self._shape.vocab_size),
             "stream": True,
-            "extra_key": f"v{self._version}" if self._config.salt_by_version else None,
+            "extra_key": f"v{self._salt}" if self._config.salt_by_version else None,
         }
 
     def _note(self, ref: WeightRef, *, mode: UpdateMode) -> None:
         self._version = ref.version
-        if mode != "in_place":
+        if mode == "in_place":
+            self._salt = ref.version
+        else:
             self._clean.append(ref.version)
 
-    def _is_mixed(self, version: Version, *, salt: Version) -> bool:
-        """A token of `version` in a request that began under `salt`: is there older KV below it?"""
-        return version > max([salt, *(clean for clean in self._clean if clean <= version)])
+    def _is_mixed(self, version: Version, *, begun_at: Version) -> bool:
+        """A token of `version` in a request that began at another one: is there older KV below it?"""
+        return version > max([begun_at, *(clean for clean in self._clean if clean <= version)])
 
     def _count(self, chunk: Completion) -> None:
         self._num_sampled += chunk.token_ids.size

@@ -37,6 +37,7 @@ class _Finish(msgspec.Struct):
 class _Meta(msgspec.Struct):
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    completion_tokens: int = 0
     finish_reason: _Finish | None = None
     weight_version: str = ""
     weight_versions: list[_Span] = []
@@ -90,7 +91,7 @@ class ChunkReader:
         """
         try:
             event = _EVENTS.decode(payload)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise GeneratorError(f"{self._request.request_id}: an event that SGLang does not send: {error}") from None
         if event.error is not None:
             raise _failure(event.error.code, f"{self._request.request_id}: {event.error.message}")
@@ -99,9 +100,10 @@ class ChunkReader:
             raise _failure(finish.status_code, f"{self._request.request_id}: {finish.message}")
         if not self._is_incremental:
             event = self._news(event)
-        if finish is not None and finish.type == "abort" and not event.meta_info.output_token_logprobs:
-            # One that is aborted while it waits, after a retract, repeats its last token.
-            event = msgspec.structs.replace(event, output_ids=[])
+        if finish is not None and finish.type == "abort":
+            # One that is aborted while it waits, after a retract, repeats its last token, and all log-probabilities.
+            num_new = max(event.meta_info.completion_tokens - len(self._versions), 0)
+            event = msgspec.structs.replace(event, output_ids=event.output_ids[:num_new])
         self._stamp(event)
         self._held.append(event)
         self._num_held += len(event.output_ids)
@@ -137,7 +139,7 @@ class ChunkReader:
     def _chunk(self, meta: _Meta, finish: _Finish | None) -> Completion:
         tokens = [token for event in self._held for token in event.output_ids]
         scored = [one for event in self._held for one in event.meta_info.output_token_logprobs][: len(tokens)]
-        top = [one for event in self._held for one in event.meta_info.output_top_logprobs][: len(tokens)]
+        top = [one for event in self._held for one in event.meta_info.output_top_logprobs if one][: len(tokens)]
         if [token for _, token, _ in scored] != tokens or len(top) != len(tokens):
             raise GeneratorError(
                 f"{self._request.request_id}: {len(tokens)} tokens came with {len(scored)} log-probabilities and "
@@ -161,10 +163,10 @@ class ChunkReader:
             num_prefilled_tokens=0 if start else meta.prompt_tokens - meta.cached_tokens,
         )
 
-    def _entropies(self, top: list[list[_Scored] | None]) -> tuple[Float32, Float32]:
+    def _entropies(self, top: list[list[_Scored]]) -> tuple[Float32, Float32]:
         if not top:
             return np.empty(0, np.float32), np.empty(0, np.float32)
-        rows = [[_finite(logprob) for logprob, _, _ in row or ()] for row in top]
+        rows = [[_finite(logprob) for logprob, _, _ in row] for row in top]
         low_T, high_T = entropy_bounds(np.array(rows, np.float32), vocab_size=self._vocab_size)
         return low_T.astype(np.float32), high_T.astype(np.float32)
 

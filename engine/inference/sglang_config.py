@@ -28,8 +28,8 @@ class SglangConfig(Section, frozen=True, tag="sglang", tag_field="kind"):
     """How new weights reach a server: it reads the published folder (also shared memory), they are sent over HTTP, or
     they are broadcast over a process group (gloo on a CPU, NCCL on GPUs)."""
     salt_by_version: bool = True
-    """Never read a prefix that older weights computed: every cache key holds the version, and `retract` and `drain`
-    flush the cache. False exists to show what goes wrong then, and for nothing else."""
+    """Never read a prefix that older weights computed: `retract` and `drain` flush the cache, and `in_place`, which
+    cannot, changes the key under which it is read. False exists to show what goes wrong then, and for nothing else."""
     api_key: str | None = None
     """Sent as a bearer token, and given to launched servers."""
     connect_timeout_s: PositiveFloat = 10.0

@@ -91,7 +91,7 @@ class SglangHttp:
                         if event.startswith(_DATA):
                             yield event[len(_DATA) :]
         except self._lost as error:
-            raise self._loss(path, error) from error
+            raise self._loss(path, error, timeout_s=self._timeout_s) from error
         except self._foreign as error:
             raise GeneratorError(f"{self.url}{path}: {error}") from error
         raise GeneratorLostError(f"{self.url}{path}: the stream ended before its end")
@@ -104,7 +104,7 @@ class SglangHttp:
             ):
                 payload = await response.read()
         except self._lost as error:
-            raise self._loss(path, error) from error
+            raise self._loss(path, error, timeout_s=timeout_s) from error
         except self._foreign as error:
             raise GeneratorError(f"{self.url}{path}: {error}") from error
         if response.status != 200:
@@ -114,13 +114,13 @@ class SglangHttp:
     def _json(self, path: str, payload: bytes) -> dict[str, Any]:
         try:
             return msgspec.json.decode(payload, type=dict[str, Any])
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             raise GeneratorError(f"{self.url}{path}: no JSON object, but {_shown(payload)}") from None
 
-    def _loss(self, path: str, error: BaseException) -> GeneratorLostError:
-        reason = str(error) or type(error).__name__
+    def _loss(self, path: str, error: BaseException, *, timeout_s: float) -> GeneratorLostError:
+        reason = _in_one_line(str(error)) or type(error).__name__
         if isinstance(error, TimeoutError):
-            reason = f"no answer within {self._timeout_s:g} s"
+            reason = f"no answer within {timeout_s:g} s"
         return GeneratorLostError(f"{self.url}{path}: {reason}")
 
     def _refusal(self, path: str, status: int, payload: bytes) -> GeneratorError:
@@ -134,10 +134,14 @@ def _shown(payload: bytes) -> str:
     """What a server said, short enough for one line: the message where there is one."""
     try:
         raw = msgspec.json.decode(payload)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         raw = None
     for key in ("error", "message", "detail"):
         if isinstance(raw, dict) and key in raw:
             raw = raw[key]  # pyright: ignore[reportUnknownVariableType]
     text = raw if isinstance(raw, str) else payload.decode(errors="replace")
+    return _in_one_line(text)
+
+
+def _in_one_line(text: str) -> str:
     return " ".join(text.split())[:300]
