@@ -5,20 +5,19 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 
-from actors.config import Config, HfModel, RuntimeConfig
+from actors.cluster import LocalCluster
+from actors.entering import enter_all
 from actors.messages import StartGenerator, StartLearner
 from actors.process import actor_process
 from actors.remote import RemoteGenerator
-from actors.runtime import LocalRuntime
 from actors.wire import Caller
-from engine.dataset import DataConfig
 from engine.errors import DataError, GeneratorError, LearnerError, StalledError
 from engine.inference.embedded import EmbeddedConfig
 from engine.inference.tiny import make_tiny_model
@@ -46,7 +45,7 @@ def children() -> list[psutil.Process]:
 
 @asynccontextmanager
 async def generator(model: str, log: Path, *, start_timeout_s: float = 60.0) -> AsyncGenerator[Caller, None]:
-    start = StartGenerator(config=EmbeddedConfig(max_kv_tokens=100_000), model_path=model)
+    start = StartGenerator(name="generator-0", config=EmbeddedConfig(max_kv_tokens=100_000), model_path=model)
     async with actor_process(
         "generator-0", start, kind=GeneratorError, log=log, threads=1, start_timeout_s=start_timeout_s
     ) as caller:
@@ -70,6 +69,7 @@ def test_a_child_that_dies_fails_its_open_calls_with_its_exit_code_and_the_end_o
     async def main() -> None:
         async with generator(model, log) as caller:
             remote = RemoteGenerator(caller)
+            await remote.open()
             stream = remote.generate(endless())
             await anext(stream)
             with log.open("a") as file:
@@ -92,7 +92,9 @@ def test_a_child_that_dies_fails_its_open_calls_with_its_exit_code_and_the_end_o
 def test_leaving_ends_a_child_that_is_in_the_middle_of_its_work(model: str, tmp_path: Path) -> None:
     async def main() -> psutil.Process:
         async with generator(model, tmp_path / "log") as caller:
-            stream = RemoteGenerator(caller).generate(endless())
+            remote = RemoteGenerator(caller)
+            await remote.open()
+            stream = remote.generate(endless())
             await anext(stream)
             (child,) = children()
         with pytest.raises(GeneratorError, match="is gone"):
@@ -114,7 +116,7 @@ from engine.errors import GeneratorError
 from engine.inference.embedded import EmbeddedConfig
 
 async def main():
-    start = StartGenerator(config=EmbeddedConfig(), model_path={model!r})
+    start = StartGenerator(name="generator-0", config=EmbeddedConfig(), model_path={model!r})
     async with actor_process(
         "g", start, kind=GeneratorError, log=Path({str(tmp_path / "log")!r}), threads=1, start_timeout_s=60
     ):
@@ -155,22 +157,24 @@ def test_one_rank_that_cannot_start_ends_the_start_of_all(model: str, tmp_path: 
     """Rank 1 would wait for rank 0 until its deadline, which is far away."""
 
     async def main() -> None:
-        config = Config(
-            model=HfModel(path=model), data=DataConfig(path=""), runtime=RuntimeConfig(start_timeout_s=600.0)
+        cluster = LocalCluster(logs=tmp_path, threads=1, start_timeout_s=600.0)
+        good = StartLearner(
+            config=LearnerConfig(dtype="float32", data_parallel=2),
+            model_path=model,
+            weights_dir=str(tmp_path),
+            rank=1,
+            world_size=2,
+            init_method="tcp://127.0.0.1:1",
         )
-        async with LocalRuntime(config, tmp_path) as runtime:
-            good = StartLearner(
-                config=LearnerConfig(dtype="float32", data_parallel=2),
-                model_path=model,
-                weights_dir=str(tmp_path),
-                rank=1,
-                world_size=2,
-                init_method="tcp://127.0.0.1:1",
-            )
-            bad = StartGenerator(config=EmbeddedConfig(), model_path=str(tmp_path / "nowhere"))
+        bad = StartGenerator(name="fails", config=EmbeddedConfig(), model_path=str(tmp_path / "nowhere"))
+        actors = [
+            ("waits", cluster.actor("waits", good, kind=LearnerError)),
+            ("fails", cluster.actor("fails", bad, kind=GeneratorError)),
+        ]
+        async with AsyncExitStack() as stack:
             with pytest.raises(DataError, match="nowhere"):
                 async with asyncio.timeout(45):
-                    await runtime._start_all([("waits", good), ("fails", bad)], runtime._stack, kind=LearnerError)
+                    await enter_all(actors, stack)
 
     asyncio.run(main())
     assert children() == []
