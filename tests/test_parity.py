@@ -75,15 +75,16 @@ def build(folder: Path, kind: ModelKind, *, generator: GeneratorConfig = EMBEDDE
     model.mkdir()
     make_word_tokenizer(model, words=WORDS)
     tokenizer = load_tokenizer(model)
+    # SGLang takes the width of a Qwen2 head from hidden size and heads, as it is in all that were published.
+    is_narrow = kind == "qwen2" and isinstance(generator, SglangConfig)
     make_tiny_model(
         model,
         kind=kind,
         vocab_size=tokenizer.vocab_size,
         hidden_size=32,
         num_layers=2,
-        # SGLang takes the width of a Qwen2 head from the two above, as it is in all that were published.
-        num_heads=2 if kind == "qwen2" else 4,
-        num_kv_heads=1 if kind == "qwen2" else 2,
+        num_heads=2 if is_narrow else 4,
+        num_kv_heads=1 if is_narrow else 2,
         head_dim=16,
         intermediate_size=64,
         init_std=0.25,
