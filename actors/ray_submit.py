@@ -37,6 +37,8 @@ EXCLUDED = (
 )
 """Of a checkout, what no node needs: environments, runs and data."""
 CONNECT_S = 15.0
+ACCEPT_S = 60.0
+"""How long a cluster may say that it takes no jobs yet."""
 STOP_S = 120.0
 """How long a job that was asked to stop may take to leave a run that can go on."""
 INTERRUPTED = 75
@@ -93,7 +95,7 @@ async def submit(job: Job, *, address: str, say: Callable[[str], None]) -> int:
     answers.
     """
     client = await _client(address)
-    job_id = await asyncio.to_thread(lambda: client.submit_job(entrypoint=job.entrypoint, runtime_env=job.runtime_env))
+    job_id = await _submitted(client, job)
     say(f"job {job_id}: {job.entrypoint}")
     say(f"every node needs {', '.join(f'{name} {version}' for name, version in sorted(versions().items()))}")
     try:
@@ -111,6 +113,20 @@ async def submit(job: Job, *, address: str, say: Callable[[str], None]) -> int:
         return INTERRUPTED
     say(f"job {job_id}: {info.message}")
     return info.driver_exit_code or 1
+
+
+async def _submitted(client: JobSubmissionClient, job: Job) -> str:
+    """The job's id. A cluster that has just come up has no agent for jobs yet, and says so."""
+    give_up_at = asyncio.get_running_loop().time() + ACCEPT_S
+    while True:
+        try:
+            return await asyncio.to_thread(
+                lambda: client.submit_job(entrypoint=job.entrypoint, runtime_env=job.runtime_env)
+            )
+        except RuntimeError as error:
+            if "try again later" not in str(error) or asyncio.get_running_loop().time() > give_up_at:
+                raise ConfigError(f"the cluster refused the job: {' '.join(str(error).split())[:300]}") from error
+            await asyncio.sleep(1.0)
 
 
 async def _follow(client: JobSubmissionClient, job_id: str, say: Callable[[str], None]) -> None:
