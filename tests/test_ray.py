@@ -47,7 +47,8 @@ class RayNodes:
         self._start([f"--address={self.address}", *shared])
 
     def _start(self, arguments: list[str]) -> None:
-        command = [RAY, "start", *arguments]
+        # Not the default one: another cluster on this machine may have it, and then no job is ever taken.
+        command = [RAY, "start", f"--dashboard-agent-listen-port={free_port()}", *arguments]
         process = subprocess.Popen(command, stdout=self._log, stderr=self._log, env=ENVIRONMENT, start_new_session=True)
         self.processes.append(process)
 
