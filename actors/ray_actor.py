@@ -19,7 +19,7 @@ from ray.exceptions import RayError
 
 from actors.hosting import Answers, become
 from actors.messages import Answer, AnyAnswer, AnyCall, AnyStart, Call, Done, Failed
-from actors.wire import error_of, failure_of
+from actors.wire import Caller, error_of, failure_of
 from engine import codec
 from engine.errors import ArpoError
 
@@ -97,19 +97,12 @@ class ToolsActor(HostActor):
     """Runs tools."""
 
 
-class RayCaller:
+class RayCaller(Caller):
     """`Caller` of a named actor; found again by its name where it was started anew."""
 
     def __init__(self, name: str, handle: Any = None) -> None:
         self.name = name
         self._handle = handle
-
-    async def call(self, body: AnyCall, kind: type[ArpoError]) -> AnyAnswer:
-        """As `Caller.call`."""
-        async with contextlib.aclosing(self.stream(body, kind)) as answers:
-            async for answer in answers:
-                return answer
-        raise kind(f"{self.name}: no answer to {type(body).__name__}")
 
     async def stream(self, body: AnyCall, kind: type[ArpoError]) -> AsyncGenerator[AnyAnswer, None]:
         """As `Caller.stream`."""

@@ -42,16 +42,21 @@ async def _read_frame(reader: asyncio.StreamReader) -> bytes | None:
 class Caller(Protocol):
     """The calling side of one actor."""
 
+    name: str
+
     async def call(self, body: AnyCall, kind: type[ArpoError]) -> AnyAnswer:
         """One call with one answer. Raises the actor's own error, or `kind` where the actor is gone."""
-        ...
+        async with contextlib.aclosing(self.stream(body, kind)) as answers:
+            async for answer in answers:
+                return answer
+        raise kind(f"{self.name}: no answer to {type(body).__name__}")
 
     def stream(self, body: AnyCall, kind: type[ArpoError]) -> AsyncGenerator[AnyAnswer, None]:
         """One call with many answers. Closing the stream early forgets the rest of them."""
         ...
 
 
-class StreamCaller:
+class StreamCaller(Caller):
     """`Caller` over a stream of bytes. `receive` must run as a task for as long as calls are made.
 
     Whoever runs it says `lose` when it ends: why an actor went away is known better there.
@@ -77,13 +82,6 @@ class StreamCaller:
         self._lost = self._lost or reason
         for answers in self._answers.values():
             answers.put_nowait(None)
-
-    async def call(self, body: AnyCall, kind: type[ArpoError]) -> AnyAnswer:
-        """As `Caller.call`."""
-        async with contextlib.aclosing(self.stream(body, kind)) as answers:
-            async for answer in answers:
-                return answer
-        raise kind(f"{self.name}: no answer to {type(body).__name__}")
 
     async def stream(self, body: AnyCall, kind: type[ArpoError]) -> AsyncGenerator[AnyAnswer, None]:
         """As `Caller.stream`."""
