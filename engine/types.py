@@ -254,6 +254,17 @@ class Batch(Value, frozen=True):
     samples: tuple[Sample, ...]
 
 
+class VersionReport(msgspec.Struct, frozen=True, kw_only=True):
+    """How the tokens that one version of the weights sampled look to the weights before the step."""
+
+    version: Version
+    num_trained_tokens: int
+    entropy: float
+    kl_rollout: float
+    ratio_max: float
+    clip_fraction: float
+
+
 class StepReport(msgspec.Struct, frozen=True, kw_only=True):
     """What one optimiser step came to. Produced by the learner, consumed by metrics and gates."""
 
@@ -266,7 +277,7 @@ class StepReport(msgspec.Struct, frozen=True, kw_only=True):
     num_trained_tokens: int
     """Sampled tokens with a gradient, a shared one counted once for each trajectory."""
     num_computed_tokens: int
-    """Tokens that went through the model."""
+    """Tokens that went through the model, once, padding left out."""
     entropy: float
     """Mean over trained tokens, in nats, under the weights before the step."""
     kl_rollout: float
@@ -275,6 +286,10 @@ class StepReport(msgspec.Struct, frozen=True, kw_only=True):
     """Largest train / behaviour probability ratio among trained tokens."""
     clip_fraction: float
     duration_s: float
+    num_path_tokens: int = 0
+    """Tokens of all trajectories, each for itself: what would be computed if they shared nothing."""
+    by_version: tuple[VersionReport, ...] = ()
+    """The same means for each version that sampled trained tokens, the newest first."""
 
 
 class WeightRef(msgspec.Struct, frozen=True, kw_only=True):

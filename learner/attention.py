@@ -1,14 +1,20 @@
 """Attention reads a layout: which tokens of a packed row see which, and how deep each one lies.
 
 The layout of a row travels through Megatron as its `packed_seq_params` argument, so a layer that is computed again in
-the backward pass meets the layout of its own micro-batch. Nothing here knows Megatron; the same code runs on CPU and
-CUDA. A tree is another layout: it answers `attend` by its own rule and has a rotation by depth.
+the backward pass meets the layout of its own micro-batch. Nothing here knows Megatron.
+
+Four ways to compute the same attention, chosen by `LearnerConfig.attention`:
+
+    chains   a chain or a rectangle at a time, by torch's flash kernel for CPUs (`attention_chains`)
+    flex     FlexAttention over a block mask of ancestors, for CUDA (`attention_cuda`)
+    flash    flash-attn's kernel for rows without a fork, for CUDA (`attention_cuda`)
+    dense    one masked product of all pairs: the reference, for tests and for anything else
 
 Axes: T tokens of the packed row, N tokens to be scored, H query heads, K key heads (H is a multiple of K), D head size.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from learner.attention_chains import attend_chains
+from learner.config import AttentionKind
 from learner.pointwise import rotate
+from learner.tree_pack import Structure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,48 +49,69 @@ class Rotation:
         return rotate(heads, self.cos.to(heads.dtype), self.sin.to(heads.dtype))
 
 
-class Layout(Protocol):
-    """What a packed row tells the model about itself."""
+class Attend(Protocol):
+    """Attention of a row whose structure it knows."""
 
-    qkv_format: str
-    """Read by Megatron, for which `thd` is a row of tokens without a batch axis."""
-    rotation: Rotation
-    """Of each token, by its depth in its own sequence."""
-    predictors: Tensor
-    """[N] tokens of the row whose hidden states predict the scored tokens."""
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None) -> Tensor:
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None) -> Tensor:
         """[T, H, D], [T, K, D], [T, K, D] -> [T, H, D]. `scale` unset is 1 / sqrt(D)."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackedLayout:
-    """Sequences one after another, each causal and blind to the others. `lengths` (3, 2) has depths 0 1 2 0 1."""
+class Layout:
+    """What a packed row tells the model about itself."""
 
-    lengths: tuple[int, ...]
+    attend: Attend
     rotation: Rotation
     predictors: Tensor
+    """[N] tokens of the row whose hidden states predict the scored tokens."""
     qkv_format: str = field(default="thd", init=False)
+    """Read by Megatron, for which `thd` is a row of tokens without a batch axis."""
 
     @classmethod
-    def of(cls, lengths: Sequence[int], *, predictors: Tensor, inverse_frequencies: Tensor) -> "PackedLayout":
-        """The layout of sequences of these lengths, on the device of the tensors."""
-        depths = torch.from_numpy(np.concatenate([np.arange(n) for n in lengths])).to(predictors.device)
-        return cls(lengths=tuple(lengths), rotation=Rotation.of(depths, inverse_frequencies), predictors=predictors)
+    def of(
+        cls, structure: Structure, *, predictors: Tensor, inverse_frequencies: Tensor, kind: AttentionKind = "auto"
+    ) -> "Layout":
+        """The layout of a row of this structure, on the device of the tensors."""
+        depths = torch.from_numpy(structure.depths).to(predictors.device)
+        return cls(
+            attend=attention(structure, kind=kind, device=predictors.device),
+            rotation=Rotation.of(depths, inverse_frequencies),
+            predictors=predictors,
+        )
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None) -> Tensor:
-        # with the batch axis set once for all sequences, each costs as few operations as can be
-        parts = (t.unsqueeze(0).split(self.lengths, dim=1) for t in (query, key, value))
-        outputs = [causal_attention(*own, scale=scale) for own in zip(*parts, strict=True)]
-        return torch.cat(outputs, dim=1).squeeze(0)
+
+def attention(structure: Structure, *, kind: AttentionKind, device: torch.device) -> Attend:
+    """The attention of a row. `auto` is `chains` on a CPU; on CUDA `flash` for rows without a fork where flash-attn is
+    installed, and `flex` for all others."""
+    if kind == "dense":
+        return Dense(ancestor_mask(structure, device))
+    if kind == "chains" or (kind == "auto" and device.type == "cpu"):
+        return partial(attend_chains, structure=structure)
+    from learner import attention_cuda  # brings the compiler along
+
+    if (attention_cuda.best(structure) if kind == "auto" else kind) == "flash":
+        return attention_cuda.Flash(structure, device)
+    return attention_cuda.Flex(structure, device)
 
 
-def causal_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: float | None) -> Tensor:
-    """Causal attention of B sequences of L tokens: [B, L, H, D], [B, L, K, D], [B, L, K, D] -> [B, L, H, D]."""
-    heads_first = (t.transpose(1, 2) for t in (query, key, value))
-    out = functional.scaled_dot_product_attention(*heads_first, is_causal=True, scale=scale, enable_gqa=True)
-    return out.transpose(1, 2)
+def ancestor_mask(structure: Structure, device: torch.device) -> Tensor:
+    """[T, T] true where the query (row) sees the key (column): `key <= query < ends[key]`."""
+    place = np.arange(structure.num_tokens)
+    sees = (place[None, :] <= place[:, None]) & (place[:, None] < structure.ends[None, :])
+    return torch.from_numpy(sees).to(device)
+
+
+class Dense:
+    """All pairs, masked."""
+
+    def __init__(self, mask: Tensor) -> None:
+        self._mask = mask
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None) -> Tensor:
+        heads_first = (t.transpose(0, 1)[None] for t in (query, key, value))
+        out = functional.scaled_dot_product_attention(*heads_first, attn_mask=self._mask, scale=scale, enable_gqa=True)
+        return out[0].transpose(0, 1)
 
 
 class CoreAttention(nn.Module):

@@ -1,144 +1,44 @@
-"""Trees become packed rows: the flat form of a batch, cut to a token budget, balanced, in a deterministic order.
+"""A mini-batch becomes rows under a token budget: trees cut or flattened, balanced, in a deterministic order.
 
-Plain numpy. Axes: T tokens of a sequence or of a row, N trained tokens of a row, in the order of their row.
+Plain numpy.
 """
 
 import heapq
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from engine.errors import LearnerError
-from engine.types import Batch, Float32, Int32, NodeKind, RolloutStatus, Sample, Trajectory
-from learner.config import ConstantLength, NormalisationConfig, SequenceMean, TokenMean
+from learner.config import ConstantLength, LearnerConfig, NormalisationConfig, SequenceMean, TokenMean
+from learner.flatten import FlatSequence
+from learner.rows import Row, make_row, padded
+from learner.tree_pack import depth_first, divide, shared_tokens
 
-Bool = NDArray[np.bool_]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FlatSequence:
-    """One trajectory without its tree; all arrays are [T]."""
-
-    token_ids: Int32
-    is_trained: Bool
-    """True at sampled tokens of a trajectory that did not fail."""
-    behaviour: Float32
-    """Behaviour log-probabilities; 0 where not sampled."""
-    versions: Int32
-    advantages: Float32
-    sample: int = 0
-    """Index of the prompt in the batch."""
-
-    @property
-    def num_trained(self) -> int:
-        return int(self.is_trained.sum())
-
-    @classmethod
-    def scored(cls, token_ids: Int32) -> "FlatSequence":
-        """A sequence of which every token but the first is to be scored, and nothing else is known."""
-        length = len(token_ids)
-        zeros = np.zeros(length, np.float32)
-        return cls(
-            token_ids=np.asarray(token_ids, dtype=np.int32),
-            is_trained=np.arange(length) > 0,
-            behaviour=zeros,
-            versions=np.zeros(length, np.int32),
-            advantages=zeros,
-        )
+MIN_SHARED = 0.05
+"""A tree is worth its name where it saves this share of its trajectories' tokens; below, they are packed flat."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """Sequences packed one after another: what goes through the model at once."""
+class MiniBatch(NamedTuple):
+    """The rows of one update."""
 
-    token_ids: Int32
-    """[T]"""
-    lengths: tuple[int, ...]
-    """Of the packed sequences, padding included as a last one."""
-    members: tuple[int, ...]
-    """Which sequences they are, without the padding."""
-    counts: tuple[int, ...]
-    """Trained tokens of each member."""
-    predictors: Int32
-    """[N] index in the row of the token before the trained one."""
-    targets: Int32
-    """[N] the trained tokens."""
-    behaviour: Float32
-    advantages: Float32
-    weights: NDArray[np.float64]
-    """[N] what the normalisation gives each token's loss; they hold the whole mini-batch's denominator."""
-
-    def split(self, values: NDArray[np.floating]) -> Iterator[tuple[int, Int32, NDArray[np.floating]]]:
-        """[N] values as (sequence, positions of its trained tokens, their values)."""
-        start = 0
-        offsets = np.cumsum((0, *self.lengths))
-        for member, offset, count in zip(self.members, offsets, self.counts, strict=False):
-            stop = start + count
-            yield member, (self.predictors[start:stop] - offset + 1).astype(np.int32), values[start:stop]
-            start = stop
+    rows: list[Row]
+    """Those of one replica."""
+    num_computed_tokens: int
+    """Tokens of all replicas' rows."""
 
 
-def flatten(batch: Batch) -> list[FlatSequence]:
-    """Every trajectory of the batch that did not fail, in the batch's order.
-
-    Raises `LearnerError`, naming the prompt, where arrays disagree in length or a number is not finite.
-    """
-    return [
-        _flatten_trajectory(sample, trajectory, advantages, index)
-        for index, sample in enumerate(batch.samples)
-        for trajectory, advantages in zip(sample.group.trajectories, _checked_advantages(sample), strict=True)
-        if trajectory.status is not RolloutStatus.FAILED
-    ]
-
-
-def _checked_advantages(sample: Sample) -> tuple[Float32, ...]:
-    if len(sample.advantages) != len(sample.group.trajectories):
-        raise LearnerError(
-            f"prompt {sample.group.prompt.prompt_id}: {len(sample.advantages)} arrays of advantages for "
-            f"{len(sample.group.trajectories)} trajectories"
-        )
-    return sample.advantages
-
-
-def _flatten_trajectory(sample: Sample, trajectory: Trajectory, advantages: Float32, index: int) -> FlatSequence:
-    tree = sample.group.tree
-    nodes = [tree.nodes[i] for i in tree.path_to(trajectory.leaf)]
-    where = f"prompt {sample.group.prompt.prompt_id}, path {trajectory.path}"
-    for node in nodes:
-        length = len(node.token_ids)
-        if node.kind is NodeKind.SAMPLED and not len(node.logprobs) == len(node.versions) == length:
-            raise LearnerError(
-                f"{where}: {length} sampled tokens have {len(node.logprobs)} log-probabilities and "
-                f"{len(node.versions)} versions"
-            )
-    is_sampled = [node.kind is NodeKind.SAMPLED for node in nodes]
-
-    def spread(values: list[NDArray[np.generic]], dtype: type) -> NDArray[np.generic]:
-        return np.concatenate(
-            [
-                np.asarray(v, dtype=dtype) if sampled else np.zeros(len(n.token_ids), dtype)
-                for v, n, sampled in zip(values, nodes, is_sampled, strict=True)
-            ]
-        )
-
-    sequence = FlatSequence(
-        token_ids=np.concatenate([n.token_ids for n in nodes]).astype(np.int32, copy=False),
-        is_trained=np.concatenate([np.full(len(n.token_ids), s) for n, s in zip(nodes, is_sampled, strict=True)]),
-        behaviour=spread([n.logprobs for n in nodes], np.float32),
-        versions=spread([n.versions for n in nodes], np.int32),
-        advantages=np.asarray(advantages, dtype=np.float32),
-        sample=index,
+def plan(sequences: Sequence[FlatSequence], config: LearnerConfig, *, replica: int, num_replicas: int) -> MiniBatch:
+    """The rows of one update for one replica; every replica has equally many, and they are of about equal size."""
+    rows = pack(
+        sequences,
+        budget=config.micro_batch_tokens,
+        weights=loss_weights(sequences, config.normalisation),
+        multiple=num_replicas,
+        as_trees=config.packing == "tree",
     )
-    if len(sequence.advantages) != len(sequence.token_ids):
-        raise LearnerError(f"{where}: {len(sequence.token_ids)} tokens have {len(sequence.advantages)} advantages")
-    if len(sequence.is_trained) and sequence.is_trained[0]:
-        raise LearnerError(f"{where}: a sampled token has nothing before it")
-    for name, values in (("log-probability", sequence.behaviour), ("advantage", sequence.advantages)):
-        if not np.isfinite(values).all():
-            raise LearnerError(f"{where}: a {name} is not finite")
-    return sequence
+    shares = balance([len(r.token_ids) for r in rows], num_replicas)
+    return MiniBatch([rows[i] for i in sorted(shares[replica])], sum(len(r.token_ids) for r in rows if r.members))
 
 
 def loss_weights(sequences: Sequence[FlatSequence], config: NormalisationConfig) -> list[float]:
@@ -166,35 +66,64 @@ def split_minibatches(sequences: Sequence[FlatSequence], count: int) -> list[lis
 
 
 def pack(
-    sequences: Sequence[FlatSequence], *, budget: int, weights: Sequence[float] | None = None, multiple: int = 1
+    sequences: Sequence[FlatSequence],
+    *,
+    budget: int,
+    weights: Sequence[float] | None = None,
+    multiple: int = 1,
+    as_trees: bool = True,
 ) -> list[Row]:
     """Rows of at most `budget` tokens, as few as first-fit decreasing finds, rounded up to `multiple`, balanced.
 
-    A sequence longer than the budget has a row of its own. Inside a row, sequences keep their order; equal input
+    The trajectories of a sample share the tokens of their common nodes, unless `as_trees` is off or they share next to
+    nothing. A tree beyond the budget is cut; a trajectory longer than the budget has a row of its own. Equal input
     gives equal rows. A row may be empty of members (one padding token) where `multiple` asks for more rows than there
-    are sequences.
+    are trees.
     """
-    lengths = [len(s.token_ids) for s in sequences]
-    by_size = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    tight = _first_fit(by_size, lengths, budget)
+    trees = _trees(sequences, budget=budget) if as_trees else [[i] for i in range(len(sequences))]
+    sizes = [num_unique_tokens([sequences[i] for i in tree]) for tree in trees]
+    by_size = sorted(range(len(sizes)), key=lambda i: (-sizes[i], i))
+    tight = _first_fit(by_size, sizes, budget)
     num_rows = max(-(-len(tight) // multiple) * multiple, multiple)
-    balanced = balance(lengths, num_rows)
-    fits = all(sum(lengths[i] for i in part) <= max(budget, lengths[part[0]]) for part in balanced if part)
+    balanced = balance(sizes, num_rows)
+    fits = all(sum(sizes[i] for i in part) <= max(budget, sizes[part[0]]) for part in balanced if part)
     parts = balanced if fits else tight + [[] for _ in range(num_rows - len(tight))]
     weights = weights if weights is not None else [1.0] * len(sequences)
-    return [_row(sequences, sorted(part), weights) for part in parts]
+    return [padded(make_row(sequences, [trees[i] for i in sorted(part)], weights), 1) for part in parts]
 
 
-def _first_fit(by_size: list[int], lengths: list[int], budget: int) -> list[list[int]]:
+def num_unique_tokens(sequences: Sequence[FlatSequence]) -> int:
+    """Tokens of the tree that these trajectories of one sample span."""
+    ordered = [sequences[i] for i in depth_first(sequences)]
+    shared = sum(shared_tokens(a, b) for a, b in pairwise(ordered))
+    return sum(len(s.token_ids) for s in ordered) - shared
+
+
+def _trees(sequences: Sequence[FlatSequence], *, budget: int) -> list[list[int]]:
+    """Indices of the trajectories that share a tree in one row."""
+    by_sample: dict[int, list[int]] = {}
+    for index, sequence in enumerate(sequences):
+        by_sample.setdefault(sequence.sample, []).append(index)
+    trees: list[list[int]] = []
+    for own in by_sample.values():
+        for part in divide([sequences[i] for i in own], budget=budget):
+            members = [own[i] for i in sorted(part)]
+            num_flat = sum(len(sequences[i].token_ids) for i in members)
+            is_tree = num_unique_tokens([sequences[i] for i in members]) <= (1 - MIN_SHARED) * num_flat
+            trees += [members] if is_tree else [[i] for i in members]
+    return trees
+
+
+def _first_fit(by_size: list[int], sizes: list[int], budget: int) -> list[list[int]]:
     parts: list[list[int]] = []
     room: list[int] = []
     for i in by_size:
-        place = next((k for k, r in enumerate(room) if r >= lengths[i]), len(parts))
+        place = next((k for k, r in enumerate(room) if r >= sizes[i]), len(parts))
         if place == len(parts):
             parts.append([])
             room.append(budget)
         parts[place].append(i)
-        room[place] -= lengths[i]
+        room[place] -= sizes[i]
     return parts
 
 
@@ -211,39 +140,3 @@ def balance(sizes: Sequence[int], num_parts: int) -> list[list[int]]:
         parts[k].append(i)
         heapq.heappush(heap, (total + sizes[i], k))
     return parts
-
-
-def _row(sequences: Sequence[FlatSequence], members: list[int], weights: Sequence[float]) -> Row:
-    chosen = [sequences[i] for i in members]
-    lengths = tuple(len(s.token_ids) for s in chosen)
-    offsets = np.cumsum((0, *lengths))[:-1]
-    trained = [np.flatnonzero(s.is_trained) for s in chosen]
-    counts = tuple(len(t) for t in trained)
-
-    def joined(pieces: list[NDArray[np.generic]], dtype: type) -> NDArray[np.generic]:
-        return np.concatenate([np.zeros(0, dtype), *pieces]).astype(dtype, copy=False)
-
-    row = Row(
-        token_ids=joined([s.token_ids for s in chosen], np.int32),
-        lengths=lengths,
-        members=tuple(members),
-        counts=counts,
-        predictors=joined([o + t - 1 for o, t in zip(offsets, trained, strict=True)], np.int32),
-        targets=joined([s.token_ids[t] for s, t in zip(chosen, trained, strict=True)], np.int32),
-        behaviour=joined([s.behaviour[t] for s, t in zip(chosen, trained, strict=True)], np.float32),
-        advantages=joined([s.advantages[t] for s, t in zip(chosen, trained, strict=True)], np.float32),
-        weights=np.repeat(np.array([weights[i] for i in members], np.float64), counts),
-    )
-    return row if members else padded(row, 1)
-
-
-def padded(row: Row, length: int) -> Row:
-    """The row with a last, untrained sequence of token 0 that makes it `length` long; longer rows stay as they are."""
-    missing = length - len(row.token_ids)
-    if missing <= 0:
-        return row
-    return replace(
-        row,
-        token_ids=np.concatenate((row.token_ids, np.zeros(missing, np.int32))),
-        lengths=(*row.lengths, missing),
-    )

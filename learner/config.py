@@ -89,6 +89,9 @@ class CosineSchedule(Section, tag="cosine", tag_field="kind"):
 ScheduleConfig = ConstantSchedule | CosineSchedule
 
 
+AttentionKind = Literal["auto", "chains", "flex", "flash", "dense"]
+
+
 class LearnerConfig(Section):
     """How to turn batches into weights."""
 
@@ -112,6 +115,12 @@ class LearnerConfig(Section):
 
     micro_batch_tokens: Positive = 8192
     """Tokens in one packed row; a longer sequence gets a row of its own."""
+    packing: Literal["tree", "flat"] = "tree"
+    """`tree` computes what trajectories of a prompt share once; `flat` each trajectory for itself. The loss is the
+    same."""
+    attention: AttentionKind = "auto"
+    """`auto` is `chains` on a CPU; on CUDA `flash` (flash-attn) for rows without a fork, where it is installed, and
+    `flex` (FlexAttention) for the others. `dense` computes all pairs: the reference."""
     fixed_shapes: bool = False
     """Pad every row to `micro_batch_tokens`, so that results do not depend on what else is in the batch's rows."""
     dtype: Literal["float32", "bf16", "float64"] = "bf16"

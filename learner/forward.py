@@ -8,13 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from engine.inference.shape import ModelShape, inverse_frequencies
-from learner.attention import PackedLayout
-from learner.batcher import Row, padded
+from engine.types import Int32
+from learner.attention import Layout
 from learner.config import LearnerConfig
 from learner.logprobs import token_logprobs
 from learner.mcore import get_forward_backward_func
-from learner.objective import RowStatistics, row_objective
+from learner.objective import row_objective
 from learner.parallel import Parallel
+from learner.rows import Row, padded
+from learner.statistics import RowStatistics
 
 
 class _RowOutput(Protocol):
@@ -45,8 +47,10 @@ class RowRunner:
 
         return [padded(row, target(row)) for row in rows]
 
-    def train(self, rows: Sequence[Row], *, proximal: Sequence[Tensor] | None) -> RowStatistics:
+    def train(self, rows: Sequence[Row], *, proximal: Sequence[Tensor] | None, versions: Int32) -> RowStatistics:
         """Forward and backward over all rows; gradients are reduced over replicas, ready for the optimiser.
+
+        `versions` are all that sampled tokens of the batch, ascending.
 
         Returns this rank's sums: nothing on ranks that do not speak for a last stage, so that they add up over ranks.
         """
@@ -54,10 +58,17 @@ class RowRunner:
         def objective(index: int, row: Row, logits: Tensor) -> tuple[Tensor, RowStatistics]:
             logprobs_N, entropies_N = self._score(row, logits)
             before_N = None if proximal is None else proximal[index]
-            return row_objective(self._config, row, logprobs_N=logprobs_N, entropies_N=entropies_N, proximal_N=before_N)
+            return row_objective(
+                self._config,
+                row,
+                logprobs_N=logprobs_N,
+                entropies_N=entropies_N,
+                proximal_N=before_N,
+                versions=versions,
+            )
 
         kept = self._run(rows, objective, has_gradients=True)
-        total = RowStatistics.nothing(self._parallel.device)
+        total = RowStatistics.nothing(len(versions), self._parallel.device)
         if self._parallel.is_last_stage and self._parallel.tp_rank == 0:
             for statistics in kept:
                 total = total + statistics
@@ -65,7 +76,7 @@ class RowRunner:
 
     @torch.no_grad()
     def logprobs(self, rows: Sequence[Row], *, temperature: float) -> list[Tensor]:
-        """Log-probabilities [N] of each row's trained tokens; empty on stages before the last."""
+        """Log-probabilities [N] of each row's scored tokens; empty on stages before the last."""
 
         def scored(index: int, row: Row, logits: Tensor) -> tuple[Tensor, Tensor]:
             logprobs_N, _ = self._score(row, logits, temperature=temperature)
@@ -93,7 +104,12 @@ class RowRunner:
         def forward_step(rows_left: Iterator[tuple[int, Row]], model: nn.Module) -> tuple[Tensor, Any]:
             index, row = next(rows_left)
             predictors = torch.from_numpy(row.predictors).long().to(self._parallel.device)
-            layout = PackedLayout.of(row.lengths, predictors=predictors, inverse_frequencies=self._frequencies)
+            layout = Layout.of(
+                row.structure,
+                predictors=predictors,
+                inverse_frequencies=self._frequencies,
+                kind=self._config.attention,
+            )
             token_ids = torch.from_numpy(row.token_ids).long().to(self._parallel.device)
             logits = model(
                 input_ids=token_ids[None],

@@ -17,18 +17,20 @@ from engine.errors import DataError, LearnerError
 from engine.inference.shape import read_shape
 from engine.types import Batch, Float32, Int32, StepReport, WeightRef
 from learner import checkpoint
-from learner.batcher import FlatSequence, Row, balance, flatten, loss_weights, pack, split_minibatches
+from learner.batcher import pack, plan, split_minibatches
 from learner.config import LearnerConfig
 from learner.correction import needs_proximal
+from learner.flatten import FlatSequence, flatten
 from learner.forward import RowRunner
 from learner.hf_transfer import export_weights, import_weights
 from learner.mcore import DistributedDataParallel, DistributedDataParallelConfig, no_megatron_warnings
 from learner.mcore_cpu import cuda_means_cpu
 from learner.model import DTYPES, build_model
-from learner.objective import RowStatistics
 from learner.optimizer import PolicyOptimizer
 from learner.parallel import Parallel
+from learner.rows import Row
 from learner.schedule import learning_rate
+from learner.statistics import RowStatistics, versions_of
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +103,10 @@ class MegatronLearner:
         self._runner = RowRunner(self._model, shape=self._shape, config=self._config, parallel=self._parallel)
 
     @property
+    def config(self) -> LearnerConfig:
+        return self._config
+
+    @property
     def version(self) -> int:
         """Steps behind the present weights."""
         return self._version
@@ -116,17 +122,22 @@ class MegatronLearner:
         started_s = time.monotonic()
         sequences = flatten(batch)
         self._check_tokens([s.token_ids for s in sequences])
-        minibatches = [self._rows(m) for m in split_minibatches(sequences, self._config.num_minibatches)]
+        replica, num_replicas = self._parallel.dp_rank, self._parallel.dp_size
+        minibatches = [
+            plan(own, self._config, replica=replica, num_replicas=num_replicas)
+            for own in split_minibatches(sequences, self._config.num_minibatches)
+        ]
         if not minibatches:
             raise LearnerError(f"step {batch.step}: the batch holds no trained token")
+        versions = versions_of(sequences)
         rate = learning_rate(self._config.schedule, lr=self._config.lr, step=self._num_steps)
-        proximal = self._proximal(minibatches)
+        proximal = self._proximal([m.rows for m in minibatches])
         undo = copy.deepcopy(self._state()) if len(minibatches) > 1 else None
-        totals, norms = RowStatistics.nothing(self._parallel.device), []
+        totals, norms = RowStatistics.nothing(len(versions), self._parallel.device), []
         losses: list[float] = []
-        for rows, before in zip(minibatches, proximal, strict=True):
-            statistics, norm = self._update_gradients(rows, before)
-            loss = float(statistics.sums[0])
+        for (rows, _), before in zip(minibatches, proximal, strict=True):
+            statistics, norm = self._update_gradients(rows, before, versions)
+            loss = float(statistics.sums[:, 0].sum())
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 if undo is not None and norms:
                     self._restore(undo)
@@ -137,29 +148,31 @@ class MegatronLearner:
             losses.append(loss)
         self._version += 1
         self._num_steps += 1
-        _, entropy, k3, clipped, count = totals.sums.tolist()
         return StepReport(
             step=batch.step,
             version=self._version,
             loss=sum(losses) / len(losses),
             grad_norm=sum(norms) / len(norms),
             learning_rate=rate,
-            num_trained_tokens=int(count),
-            num_computed_tokens=sum(len(s.token_ids) for s in sequences),
-            entropy=entropy / count,
-            kl_rollout=k3 / count,
-            ratio_max=math.exp(float(totals.max_log_ratio)),
-            clip_fraction=clipped / count,
+            num_trained_tokens=sum(s.num_trained for s in sequences),
+            num_computed_tokens=sum(m.num_computed_tokens for m in minibatches),
+            num_path_tokens=sum(len(s.token_ids) for s in sequences),
             duration_s=time.monotonic() - started_s,
+            by_version=totals.by_version(versions),
+            **totals.means(),
         )
 
-    def _rows(self, sequences: Sequence[FlatSequence]) -> list[Row]:
-        """This replica's rows of one mini-batch."""
-        weights = loss_weights(sequences, self._config.normalisation)
-        num_replicas = self._parallel.dp_size
-        rows = pack(sequences, budget=self._config.micro_batch_tokens, weights=weights, multiple=num_replicas)
-        shares = balance([len(r.token_ids) for r in rows], num_replicas)
-        return [rows[i] for i in sorted(shares[self._parallel.dp_rank])]
+    @_on_device
+    def gradients(self, batch: Batch, config: LearnerConfig | None = None) -> dict[str, Tensor]:
+        """Gradients of a batch's loss under the present weights, as of one update, by the names of this rank's
+        parameters; nothing is applied. `config` asks about another loss, correction or packing than the learner's."""
+        asked = config or self._config
+        runner = RowRunner(self._model, shape=self._shape, config=asked, parallel=self._parallel)
+        sequences = flatten(batch)
+        rows, _ = plan(sequences, asked, replica=self._parallel.dp_rank, num_replicas=self._parallel.dp_size)
+        self._optimizer.zero_grad()
+        runner.train(rows, proximal=None, versions=versions_of(sequences))
+        return {name: p.main_grad.clone() for name, p in self._module.named_parameters()}
 
     def _proximal(self, minibatches: list[list[Row]]) -> list[list[Tensor] | None]:
         """Log-probabilities before the step, where later updates need them; the first update reads its own."""
@@ -169,10 +182,12 @@ class MegatronLearner:
         temperature = self._config.temperature
         return [self._runner.logprobs(rows, temperature=temperature) for rows in minibatches]
 
-    def _update_gradients(self, rows: list[Row], proximal: list[Tensor] | None) -> tuple[RowStatistics, float]:
+    def _update_gradients(
+        self, rows: list[Row], proximal: list[Tensor] | None, versions: Int32
+    ) -> tuple[RowStatistics, float]:
         """Gradients of one mini-batch, its statistics over all ranks, and the global norm."""
         self._optimizer.zero_grad()
-        own = self._runner.train(rows, proximal=proximal)
+        own = self._runner.train(rows, proximal=proximal, versions=versions)
         statistics = RowStatistics(
             sums=self._parallel.total(own.sums),
             max_log_ratio=self._parallel.total(own.max_log_ratio, maximum=True),
@@ -193,12 +208,12 @@ class MegatronLearner:
         Computed by every replica for itself; equal on all ranks.
         """
         self._check_tokens(sequences)
-        flat = [FlatSequence.scored(ids) for ids in sequences]
+        flat = [FlatSequence.scored(ids, sample=index) for index, ids in enumerate(sequences)]
         rows = pack(flat, budget=self._config.micro_batch_tokens)
         scored = self._runner.logprobs(rows, temperature=temperature)
         results = [np.zeros(len(ids), np.float32) for ids in sequences]
         for row, values in zip(rows, self._from_last_stage(scored, rows), strict=True):
-            for member, positions, own in row.split(values):
+            for member, positions, own in row.split(values[row.tokens]):
                 results[member][positions] = own
         return results
 

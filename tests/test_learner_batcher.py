@@ -18,8 +18,9 @@ from engine.types import (
     TrajectoryGroup,
     TrajectoryTree,
 )
-from learner.batcher import FlatSequence, balance, flatten, loss_weights, pack, padded, split_minibatches
+from learner.batcher import balance, loss_weights, pack, split_minibatches
 from learner.config import ConstantLength, SequenceMean, TokenMean
+from learner.flatten import FlatSequence, flatten
 from learner.sft import batch_of, sample_of
 
 KINDS = {"p": NodeKind.PROMPT, "s": NodeKind.SAMPLED, "o": NodeKind.OBSERVED}
@@ -89,38 +90,21 @@ def test_a_malformed_sample_is_refused_by_the_name_of_its_prompt(
         flatten(Batch(step=0, samples=(forked_sample(advantages=advantages),)))
 
 
-def test_a_row_points_from_each_trained_token_to_the_one_before_it() -> None:
+def test_a_row_scores_a_shared_token_once_and_counts_it_for_each_trajectory() -> None:
     sequences = flatten(Batch(step=0, samples=(forked_sample(),)))
     (row,) = pack(sequences, budget=100, weights=[0.25, 0.5])
-    assert row.lengths == (7, 6)
-    assert row.token_ids.tolist() == [1, 2, 3, 4, 5, 6, 7, 1, 2, 3, 4, 5, 8]
-    assert row.targets.tolist() == [3, 4, 6, 7, 3, 4, 8]
-    assert row.token_ids[row.predictors + 1].tolist() == row.targets.tolist()
-    assert row.predictors.tolist() == [1, 2, 4, 5, 8, 9, 11]
+    assert row.token_ids.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert row.structure.depths.tolist() == [0, 1, 2, 3, 4, 5, 6, 5]
+    assert row.predictors.tolist() == [1, 2, 4, 5, 4]
+    assert row.targets.tolist() == [3, 4, 6, 7, 8]
+    assert row.tokens.tolist() == [0, 1, 2, 3, 0, 1, 4]
     assert row.weights.tolist() == [0.25] * 4 + [0.5] * 3
     assert row.behaviour.tolist() == [-3, -4, -6, -7, -3, -4, -8]
-
-
-@given(
-    st.lists(st.integers(1, 30), min_size=1, max_size=20),
-    st.integers(1, 40),
-    st.integers(1, 4),
-    st.integers(0, 50),
-)
-def test_packing_loses_nothing_keeps_the_budget_and_splits_back(
-    lengths: list[int], budget: int, multiple: int, pad: int
-) -> None:
-    sequences = [FlatSequence.scored(np.full(n, i, np.int32)) for i, n in enumerate(lengths)]
-    rows = pack(sequences, budget=budget, multiple=multiple)
-    assert rows
-    assert len(rows) % multiple == 0
-    assert sorted(m for r in rows for m in r.members) == list(range(len(lengths)))
-    for row in (padded(r, pad) for r in rows):
-        assert sum(lengths[m] for m in row.members) <= budget or len(row.members) == 1
-        assert sum(row.lengths) == len(row.token_ids) >= 1
-        for member, positions, values in row.split(row.targets.astype(np.float32)):
-            assert positions.tolist() == list(range(1, lengths[member]))
-            assert (values == member).all()
+    assert row.advantages.tolist() == [1, 1, 1, 1, 2, 2, 2]
+    (flat,) = pack(sequences, budget=100, weights=[0.25, 0.5], as_trees=False)
+    assert flat.token_ids.tolist() == [1, 2, 3, 4, 5, 6, 7, 1, 2, 3, 4, 5, 8]
+    assert flat.predictors.tolist() == [1, 2, 4, 5, 8, 9, 11]
+    assert flat.tokens.tolist() == list(range(7))
 
 
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=30), st.integers(1, 5))

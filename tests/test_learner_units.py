@@ -7,12 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.nn import functional
 
 from engine.config import decode
 from engine.errors import ConfigError, DataError
 from engine.inference.shape import inverse_frequencies, shape_of
-from learner.attention import PackedLayout
+from learner.attention import Rotation
 from learner.config import ConstantSchedule, CosineSchedule, LearnerConfig, Ppo
 from learner.logprobs import token_logprobs
 from learner.mcore_cpu import cuda_means_cpu
@@ -113,39 +112,10 @@ def test_both_spellings_of_rope_mean_the_same() -> None:
     assert old.rope_theta == 5e5
 
 
-def layout_of(*lengths: int, frequencies: tuple[float, ...] = (1.0,)) -> PackedLayout:
-    nothing = torch.zeros(0, dtype=torch.long)
-    return PackedLayout.of(lengths, predictors=nothing, inverse_frequencies=torch.tensor(frequencies))
-
-
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(0, 2**31))
-def test_a_packed_layout_attends_as_each_sequence_alone_would_and_so_do_its_gradients(
-    lengths: list[int], seed: int
-) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    total = sum(lengths)
-    query, key, value = (
-        torch.randn(total, heads, 8, generator=generator, dtype=torch.float64).requires_grad_() for heads in (4, 2, 2)
-    )
-    out = layout_of(*lengths).attend(query, key, value, scale=None)
-    owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    is_seen = (owner[:, None] == owner[None, :]) & (torch.arange(total)[:, None] >= torch.arange(total)[None, :])
-    heads: list[torch.Tensor] = []
-    for head in range(4):
-        scores = query[:, head] @ key[:, head // 2].T / 8**0.5
-        heads.append(functional.softmax(scores.masked_fill(~is_seen, -torch.inf), dim=-1) @ value[:, head // 2])
-    expected = torch.stack(heads, dim=1)
-    torch.testing.assert_close(out, expected)
-    direction = torch.randn(out.shape, generator=generator, dtype=torch.float64)
-    grads = (torch.autograd.grad(o, (query, key, value), direction) for o in (out, expected))
-    for ours, reference in zip(*grads, strict=True):
-        torch.testing.assert_close(ours, reference)
-
-
 def test_rotary_angles_follow_the_depths_of_a_layout_not_the_places_in_the_row() -> None:
-    rotation = layout_of(2, 3, frequencies=(1.0, 0.1)).rotation
-    assert rotation.cos.shape == rotation.sin.shape == (5, 1, 4)
     depths = np.array([0, 1, 0, 1, 2])
+    rotation = Rotation.of(torch.from_numpy(depths), torch.tensor([1.0, 0.1]))
+    assert rotation.cos.shape == rotation.sin.shape == (5, 1, 4)
     np.testing.assert_allclose(rotation.cos[:, 0, 0], np.cos(depths), rtol=1e-6)
     np.testing.assert_allclose(rotation.sin[:, 0, 3], np.sin(0.1 * depths), rtol=1e-6)
 
