@@ -16,7 +16,7 @@ from actors.runtime import LocalRuntime
 from actors.sft import ColdStart, TraceFiles
 from engine.coins import seed_of
 from engine.events import AnyEvent, PhaseStarted
-from engine.types import StepReport
+from engine.reports import StepReport
 from learner.config import CosineSchedule
 
 

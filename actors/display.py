@@ -26,7 +26,8 @@ from actors.run_dir import Summary
 from actors.watcher import Watcher
 from engine.events import ControlEvaluated, Evaluated
 from engine.metrics import StepMetrics
-from engine.types import StepReport, TrajectoryGroup
+from engine.reports import StepReport
+from engine.types import TrajectoryGroup
 
 REFRESHES_PER_S = 5.0
 PREPARATION = "preparation"

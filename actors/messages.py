@@ -8,6 +8,7 @@ from engine.events import AnyTreeEvent
 from engine.inference.embedded import EmbeddedConfig
 from engine.inference.sglang_config import SglangConfig
 from engine.renderer import RendererConfig
+from engine.reports import GeneratorStatistics, StepReport
 from engine.rollout_config import RolloutConfig
 from engine.run_state import CohortUse
 from engine.types import (
@@ -15,9 +16,7 @@ from engine.types import (
     Completion,
     Float32,
     GenerateRequest,
-    GeneratorStatistics,
     Prompt,
-    StepReport,
     ToolCall,
     ToolResult,
     UpdateMode,

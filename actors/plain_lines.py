@@ -7,7 +7,8 @@ from actors.quantities import count, duration, label, left, percent, quantity
 from actors.watcher import Watcher
 from engine.events import ControlEvaluated, Evaluated
 from engine.metrics import StepMetrics
-from engine.types import StepReport, TrajectoryGroup
+from engine.reports import StepReport
+from engine.types import TrajectoryGroup
 
 EVERY_S = 5.0
 """Seconds between lines of one phase; RL's steps are all told, and the last line of every phase."""

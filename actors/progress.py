@@ -9,7 +9,8 @@ from actors.quantities import percent
 from actors.watcher import Watcher
 from engine.events import ControlEvaluated, Evaluated
 from engine.metrics import StepMetrics
-from engine.types import StepReport, TrajectoryGroup
+from engine.reports import StepReport
+from engine.types import TrajectoryGroup
 
 Clock = Callable[[], float]
 

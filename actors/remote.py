@@ -31,14 +31,13 @@ from actors.messages import (
 )
 from actors.wire import Caller
 from engine.errors import ActorLostError, GeneratorError, GeneratorLostError, LearnerError
+from engine.reports import GeneratorStatistics, StepReport
 from engine.types import (
     Batch,
     Completion,
     Float32,
     GenerateRequest,
-    GeneratorStatistics,
     Int32,
-    StepReport,
     ToolCall,
     ToolResult,
     ToolSpec,

@@ -33,6 +33,7 @@ from engine.tokenizer import load_tokenizer
 from engine.tree import TreeBuilder
 from engine.types import TrajectoryGroup
 from learner.config import LearnerConfig
+from learner.layout import check_layout
 from tools.config import build_executor
 from tools.executor import Executor
 from tools.schema import Tool
@@ -64,6 +65,9 @@ class LocalRuntime:
         self.tokenizer = load_tokenizer(self.model_path)
         shape = read_shape(self.model_path)
         check_weights(self.model_path, parameter_shapes(shape))
+        for number, stage in enumerate(config.sft):
+            check_layout(shape, stage.learner, section=f"sft.{number}.learner")
+        check_layout(shape, config.learner)
         self.vocab_size = shape.vocab_size
         self._max_length = min(shape.max_positions, config.generator.max_kv_tokens or shape.max_positions)
         self._executor = build_executor(config.tools, tools=tools, reward=reward)

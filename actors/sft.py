@@ -15,8 +15,9 @@ from engine.coins import coin, seed_of
 from engine.errors import ConfigError, DataError, LearnerError
 from engine.events import AnyEvent, PhaseStarted, SupervisedStep
 from engine.interfaces import Trainer
+from engine.reports import StepReport
 from engine.traces import read_traces, tokenise
-from engine.types import Sample, StepReport
+from engine.types import Sample
 from learner.config import Nll
 
 logger = logging.getLogger(__name__)

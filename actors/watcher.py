@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from engine.events import AnyEvent, ControlEvaluated, Evaluated, PhaseStarted, SupervisedStep
 from engine.metrics import StepMetrics
-from engine.types import StepReport, TrajectoryGroup
+from engine.reports import StepReport
+from engine.types import TrajectoryGroup
 
 
 class Watcher:

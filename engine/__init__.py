@@ -16,6 +16,7 @@ from engine.errors import (
     boundary,
 )
 from engine.interfaces import Generator, Tokenizer, ToolHost, Trainer
+from engine.reports import StepReport
 from engine.rollout import TreeRollout
 from engine.rollout_config import RolloutConfig
 from engine.train_config import TrainConfig
@@ -29,7 +30,6 @@ from engine.types import (
     Reward,
     Sample,
     SamplingParams,
-    StepReport,
     ToolCall,
     ToolResult,
     ToolSpec,

@@ -7,6 +7,7 @@ says what happened, never what to do. `t` is seconds on the clock of the run.
 
 import msgspec
 
+from engine.reports import StepReport
 from engine.types import (
     FinishReason,
     Float32,
@@ -14,7 +15,6 @@ from engine.types import (
     Prompt,
     Reward,
     RolloutStatus,
-    StepReport,
     ToolCall,
     ToolResult,
     Version,

@@ -9,16 +9,8 @@ from collections.abc import AsyncGenerator, Callable
 
 from engine.errors import GeneratorError, GeneratorLostError, LearnerError, RequestRefusedError
 from engine.interfaces import Generator
-from engine.types import (
-    Batch,
-    Completion,
-    GenerateRequest,
-    GeneratorStatistics,
-    StepReport,
-    UpdateMode,
-    Version,
-    WeightRef,
-)
+from engine.reports import GeneratorStatistics, StepReport
+from engine.types import Batch, Completion, GenerateRequest, UpdateMode, Version, WeightRef
 
 
 class ScriptedTrainer:

@@ -3,13 +3,12 @@
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
+from engine.reports import GeneratorStatistics, StepReport
 from engine.types import (
     Batch,
     Completion,
     GenerateRequest,
-    GeneratorStatistics,
     Prompt,
-    StepReport,
     ToolCall,
     ToolResult,
     ToolSpec,

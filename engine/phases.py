@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from engine.events import AnyEvent, PhaseStarted, RunStarted, SupervisedStep
-from engine.types import StepReport
+from engine.reports import StepReport
 
 
 @dataclass

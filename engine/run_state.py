@@ -20,8 +20,9 @@ from engine.events import (
     SupervisedStep,
     WeightsPublished,
 )
+from engine.reports import StepReport
 from engine.tree import TreeBuilder
-from engine.types import Prompt, StepReport, TrajectoryGroup, Version
+from engine.types import Prompt, TrajectoryGroup, Version
 
 
 @dataclass(slots=True)

@@ -7,7 +7,9 @@
     loss        the policy losses               correction  off-policy importance weights
     logprobs    over a sharded vocabulary       schedule    the learning rate
     hf_folder   folders of safetensors          weights     Hugging Face tensors <-> Megatron parameters
-    checkpoint  state on disk, whole or not at all
+    checkpoint  whole or not at all             shards      its pieces, read in another layout
+    layout      what does not divide            buckets     what is published in one file
+    tensor_file safetensors as tensors come     shared_folder  written by all ranks together
     attention   layout -> attention, RoPE       pointwise   norm, SwiGLU, rotation, with gradients
     model       the GPT model itself
     parallel    processes and groups            forward     rows through the (pipelined) model

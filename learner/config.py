@@ -127,6 +127,9 @@ class LearnerConfig(Section):
     """Of weights and activations; with bf16 the optimiser keeps float32 masters and gradients."""
     publish_dtype: Literal["float32", "bf16"] | None = None
     """Of published weights; unset is `dtype`."""
+    publish_bucket_mib: Positive = 512
+    """Published weights are gathered and written in files of so many MiB at most (one larger tensor goes alone), which
+    bounds what publishing takes beside the model."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activations computed again in the backward pass: of the attention, or of whole layers."""
 
@@ -135,6 +138,8 @@ class LearnerConfig(Section):
     data_parallel: Positive = 1
     sequence_parallel: bool = False
     """Shard the activations between tensor-parallel regions along the sequence."""
+    distributed_optimizer: bool = False
+    """Share the optimiser's state among replicas: each keeps, and updates, its part of the parameters (ZeRO-1)."""
     seed: int = 0
 
     @property

@@ -5,14 +5,12 @@ A folder appears under its name by a rename, so a reader sees a complete one or 
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from engine.errors import DataError
@@ -80,20 +78,15 @@ class TensorReader:
         self._files.clear()
 
 
-def part_name(stage: int, num_stages: int) -> str:
-    """The file that one of `num_stages` writers fills."""
-    return WEIGHTS if num_stages == 1 else f"model-{stage + 1:05d}-of-{num_stages:05d}.safetensors"
+def part_name(number: int, count: int) -> str:
+    """The file that holds one of `count` parts of the weights; `number` is from 0."""
+    return WEIGHTS if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
 
 
-def write_part(folder: Path, tensors: Mapping[str, Tensor], *, stage: int, num_stages: int) -> None:
-    """One writer's tensors, which must lie on the CPU."""
-    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / part_name(stage, num_stages), {"format": "pt"})
-
-
-def write_index(folder: Path, stage_of: Mapping[str, int], *, num_stages: int) -> None:
-    """Says which file holds which tensor; nothing to say where there is one file."""
-    if num_stages > 1:
-        weight_map = {name: part_name(stage, num_stages) for name, stage in stage_of.items()}
+def write_index(folder: Path, parts: Sequence[Sequence[str]]) -> None:
+    """Says which part holds which tensors, by name; nothing to say where there is one part."""
+    if len(parts) > 1:
+        weight_map = {name: part_name(number, len(parts)) for number, names in enumerate(parts) for name in names}
         (folder / INDEX).write_bytes(msgspec.json.encode({"metadata": {}, "weight_map": weight_map}))
 
 
@@ -117,26 +110,30 @@ def staging(target: str | Path) -> Path:
     return target.parent / f".{target.name}.partial"
 
 
-@contextmanager
-def fresh_staging(target: str | Path) -> Iterator[Path]:
-    """An empty staging folder. Renamed to `target` (replacing what is there) at the end, removed on any error."""
+def begin(target: str | Path) -> None:
+    """Make an empty staging folder."""
+    discard(target)
+    staging(target).mkdir(parents=True)
+
+
+def commit(target: str | Path) -> None:
+    """Give the staging folder its name, in place of what has it now; all of it is on disk by then."""
     target, partial = Path(target).absolute(), staging(target)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        _sync(partial)
-        if target.exists():
-            previous = target.parent / f".{target.name}.previous"
-            shutil.rmtree(previous, ignore_errors=True)
-            target.rename(previous)
-            partial.rename(target)
-            shutil.rmtree(previous)
-        else:
-            partial.rename(target)
-        _sync_entry(target.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    _sync(partial)
+    if target.exists():
+        previous = target.parent / f".{target.name}.previous"
+        shutil.rmtree(previous, ignore_errors=True)
+        target.rename(previous)
+        partial.rename(target)
+        shutil.rmtree(previous)
+    else:
+        partial.rename(target)
+    _sync_entry(target.parent)
+
+
+def discard(target: str | Path) -> None:
+    """Remove the staging folder; there may be none."""
+    shutil.rmtree(staging(target), ignore_errors=True)
 
 
 def _sync(folder: Path) -> None:

@@ -1,7 +1,6 @@
 """Weights between a Hugging Face folder and the sharded model of all ranks, exactly, one tensor at a time."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -10,7 +9,10 @@ from torch import Tensor, nn
 from engine.errors import DataError
 from engine.inference.shape import ModelShape
 from learner import hf_folder
+from learner.buckets import Bucket, plan_buckets
 from learner.parallel import Parallel
+from learner.shared_folder import write_together
+from learner.tensor_file import write_tensors
 from learner.weights import cut, join, stage_mappings
 
 DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float64: "float64"}
@@ -50,59 +52,60 @@ def export_weights(
     shape: ModelShape,
     parallel: Parallel,
     dtype: torch.dtype,
+    bucket_bytes: int,
     with_tokenizer: bool = False,
 ) -> None:
     """Write the model as a Hugging Face folder; all ranks call it. The folder appears whole, or not at all.
 
-    config.json, and the tokenizer where asked for, come from `source`. A pipeline writes one file a stage, with an
-    index.
+    config.json, and the tokenizer where asked for, come from `source`. Weights are whole tensors, in files of at most
+    `bucket_bytes` (one larger tensor has its own) and with an index where these are several; what a rank needs beside
+    its model is about one file. Raises `LearnerError` on all ranks where one cannot write.
     """
-    tensors = _stage_tensors(model, shape=shape, parallel=parallel, dtype=dtype)
-    with _shared_staging(target, parallel) as folder:
-        if parallel.speaks_for_stage:
-            hf_folder.write_part(folder, tensors, stage=parallel.pp_rank, num_stages=parallel.pp_size)
-        if parallel.rank == 0:
-            hf_folder.write_config(folder, source, dtype=DTYPE_NAMES[dtype])
-            hf_folder.write_index(folder, _stage_of(shape, parallel.pp_size), num_stages=parallel.pp_size)
-            if with_tokenizer:
-                hf_folder.copy_tokenizer(source, folder)
-    parallel.barrier()
+    buckets = plan_buckets(
+        shape, num_stages=parallel.pp_size, tp_size=parallel.tp_size, dtype=dtype, limit=bucket_bytes
+    )
+
+    def fill(folder: Path) -> None:
+        failure: OSError | None = None
+        for number, bucket in enumerate(buckets):
+            if parallel.dp_rank > 0 or bucket.stage != parallel.pp_rank:
+                continue
+            tensors = _whole_tensors(model, bucket, shape=shape, parallel=parallel, dtype=dtype)
+            if bucket.writer == parallel.tp_rank and failure is None:
+                try:
+                    write_tensors(folder / hf_folder.part_name(number, len(buckets)), bucket.specs(dtype), tensors)
+                except OSError as error:
+                    failure = error  # raised behind the other buckets: their ranks gather from this one
+        if failure is not None:
+            raise failure
+
+    def finish(folder: Path, _: list[None]) -> None:
+        hf_folder.write_config(folder, source, dtype=DTYPE_NAMES[dtype])
+        hf_folder.write_index(folder, [tuple(bucket.specs(dtype)) for bucket in buckets])
+        if with_tokenizer:
+            hf_folder.copy_tokenizer(source, folder)
+
+    write_together(target, parallel, fill=fill, finish=finish)
 
 
 @torch.no_grad()
-def _stage_tensors(model: nn.Module, *, shape: ModelShape, parallel: Parallel, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The whole tensors of this stage on the CPU, on the rank that writes them; empty elsewhere."""
-    parameters = dict(model.named_parameters())
-    tensors: dict[str, Tensor] = {}
-    for mapping in stage_mappings(shape, stage=parallel.pp_rank, num_stages=parallel.pp_size):
-        if not mapping.is_exported:
-            continue
-        shards = parallel.gather_shards(parameters[mapping.parameter].detach())
-        if parallel.speaks_for_stage:
-            whole = join(mapping, shards, shape=shape)
-            tensors |= {n: t.to("cpu", dtype) for n, t in zip(mapping.tensors, whole, strict=True)}
-    return tensors
+def _whole_tensors(
+    model: nn.Module, bucket: Bucket, *, shape: ModelShape, parallel: Parallel, dtype: torch.dtype
+) -> Iterator[Tensor]:
+    """The tensors of one bucket, each made when it is asked for; only the rank that writes it may ask.
 
+    All tensor-parallel ranks of the stage call it: their shards are gathered at once, already in `dtype`.
+    """
+    own = [model.get_parameter(mapping.parameter).detach() for mapping in bucket.mappings]
+    gathered: list[Tensor] = []
+    if parallel.tp_size > 1:
+        gathered = parallel.gather_flat(torch.cat([shard.to(dtype).flatten() for shard in own]), to=bucket.writer)
 
-def _stage_of(shape: ModelShape, num_stages: int) -> dict[str, int]:
-    return {
-        name: stage
-        for stage in range(num_stages)
-        for mapping in stage_mappings(shape, stage=stage, num_stages=num_stages)
-        if mapping.is_exported
-        for name in mapping.tensors
-    }
+    def joined() -> Iterator[Tensor]:
+        place = 0
+        for mapping, shard in zip(bucket.mappings, own, strict=True):
+            shards = [flat[place : place + shard.numel()].view(shard.shape) for flat in gathered]
+            place += shard.numel()
+            yield from join(mapping, shards or [shard.to(dtype)], shape=shape)
 
-
-@contextmanager
-def _shared_staging(target: str | Path, parallel: Parallel) -> Iterator[Path]:
-    """The staging folder on every rank; it gets its name when all have left the block."""
-    if parallel.rank == 0:
-        with hf_folder.fresh_staging(target) as folder:
-            parallel.barrier()
-            yield folder
-            parallel.barrier()
-    else:
-        parallel.barrier()
-        yield hf_folder.staging(target)
-        parallel.barrier()
+    return joined()

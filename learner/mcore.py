@@ -19,6 +19,7 @@ with warnings.catch_warnings():
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
     from megatron.core.models.gpt.gpt_model import GPTModel
     from megatron.core.optimizer import ChainedOptimizer, OptimizerConfig, get_megatron_optimizer
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
     from megatron.core.pipeline_parallel import get_forward_backward_func
     from megatron.core.tensor_parallel import random as rng
     from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
@@ -28,6 +29,7 @@ __all__ = [
     "ChainedOptimizer",
     "DistributedDataParallel",
     "DistributedDataParallelConfig",
+    "DistributedOptimizer",
     "GPTModel",
     "OptimizerConfig",
     "TransformerBlockSubmodules",

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.errors import DataError, LearnerError
+from engine.errors import LearnerError
 from engine.inference.shape import read_shape
-from engine.types import Batch, Float32, Int32, StepReport, WeightRef
+from engine.reports import StepReport
+from engine.types import Batch, Float32, Int32, WeightRef
 from learner import checkpoint
 from learner.batcher import pack, plan, split_minibatches
 from learner.config import LearnerConfig
@@ -23,6 +24,7 @@ from learner.correction import needs_proximal
 from learner.flatten import FlatSequence, flatten
 from learner.forward import RowRunner
 from learner.hf_transfer import export_weights, import_weights
+from learner.layout import check_layout
 from learner.mcore import DistributedDataParallel, DistributedDataParallelConfig, no_megatron_warnings
 from learner.mcore_cpu import cuda_means_cpu
 from learner.model import DTYPES, build_model
@@ -71,12 +73,13 @@ class MegatronLearner:
         """Join the other ranks, build the model and fill it from `model_path` (a Hugging Face folder).
 
         `init_method` is an address such as `tcp://127.0.0.1:29500`; one process needs none. A collective that waits
-        longer than `timeout_s` fails. Raises `DataError` for a model it cannot read, `LearnerError` for one it cannot
-        divide, `ConfigError` where the layout does not give `world_size`.
+        longer than `timeout_s` fails. Raises `DataError` for a model it cannot read, `ConfigError` for a layout that
+        does not divide it, or does not give `world_size`.
         """
         started_s = time.monotonic()
         self._config = config
         self._shape = read_shape(model_path)
+        check_layout(self._shape, config)
         self._model_path = Path(model_path)
         self._weights_dir = Path(weights_dir)
         self._version = 0
@@ -94,7 +97,10 @@ class MegatronLearner:
 
     @_on_device
     def _build(self) -> None:
-        ddp = DistributedDataParallelConfig(grad_reduce_in_fp32=self._config.dtype == "bf16")
+        ddp = DistributedDataParallelConfig(
+            grad_reduce_in_fp32=self._config.dtype == "bf16",
+            use_distributed_optimizer=self._config.distributed_optimizer,
+        )
         module = build_model(self._shape, self._config, self._parallel)
         import_weights(module, self._model_path, shape=self._shape, parallel=self._parallel)
         self._module = module
@@ -250,28 +256,22 @@ class MegatronLearner:
             shape=self._shape,
             parallel=self._parallel,
             dtype=dtype,
+            bucket_bytes=self._config.publish_bucket_mib * 2**20,
             with_tokenizer=with_tokenizer,
         )
 
     @_on_device
     def save(self, path: str | Path) -> None:
         """Write a checkpoint folder atomically: weights, optimiser, version, place in the schedule."""
-        checkpoint.save(path, self._state(), manifest=self._manifest(), parallel=self._parallel)
+        checkpoint.save(path, self._optimizer, manifest=self._manifest(), parallel=self._parallel)
 
     @_on_device
     def load(self, path: str | Path) -> int:
-        """Restore a checkpoint; returns its version. Raises `DataError` on all ranks, with nothing changed, for one
-        that is torn or was made for another shape or layout."""
-        error, found = "", None
-        try:
-            found = checkpoint.load(path, expected=self._manifest(), parallel=self._parallel)
-        except DataError as refused:
-            error = str(refused)
-        errors = [e for e in self._parallel.gather_objects(error) if e]
-        if errors or found is None:
-            raise DataError(errors[0])
-        manifest, state = found
-        self._restore(state)
+        """Restore a checkpoint of any layout; returns its version. Raises `DataError` on all ranks, with nothing
+        changed, for one that is torn or was made of another model."""
+        manifest = checkpoint.load(
+            path, self._module, self._optimizer, expected=self._manifest(), parallel=self._parallel
+        )
         self._version, self._num_steps = manifest.version, manifest.num_steps
         return self._version
 
@@ -279,22 +279,22 @@ class MegatronLearner:
         return checkpoint.Manifest(
             version=self._version,
             num_steps=self._num_steps,
+            num_updates=self._optimizer.num_updates,
             dtype=self._config.dtype,
             tensor_parallel=self._parallel.tp_size,
-            pipeline_parallel=self._parallel.pp_size,
             shape=self._shape,
         )
 
     def _state(self) -> dict[str, Any]:
         """This rank's parameters and optimiser: the living tensors, not copies."""
         parameters = {name: p.detach() for name, p in self._module.named_parameters()}
-        return {"parameters": parameters, "optimizer": self._optimizer.state_dict()}
+        return {"parameters": parameters, "optimizer": self._optimizer.state()}
 
     @torch.no_grad()
     def _restore(self, state: dict[str, Any]) -> None:
         for name, parameter in self._module.named_parameters():
             parameter.copy_(state["parameters"][name])
-        self._optimizer.load_state_dict(state["optimizer"])
+        self._optimizer.restore(state["optimizer"])
 
     def close(self) -> None:
         """Leave the groups; the process may hold another learner afterwards. Further calls do nothing."""

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from engine.errors import LearnerError
 from engine.inference.shape import ModelShape
 from learner.attention import CoreAttention, Layout
 from learner.config import LearnerConfig
@@ -75,15 +74,7 @@ def padded_vocab_size(shape: ModelShape, tp_size: int) -> int:
 
 
 def transformer_config(shape: ModelShape, config: LearnerConfig) -> TransformerConfig:
-    """Megatron's description of the model. Raises `LearnerError` where the shape does not divide."""
-    for name, count, parts in (
-        ("attention heads", shape.num_heads, config.tensor_parallel),
-        ("key-value heads", shape.num_kv_heads, config.tensor_parallel),
-        ("feed-forward columns", shape.intermediate_size, config.tensor_parallel),
-        ("layers", shape.num_layers, config.pipeline_parallel),
-    ):
-        if count % parts:
-            raise LearnerError(f"{count} {name} do not divide into {parts} parts")
+    """Megatron's description of the model, of a layout that has been checked."""
     dtype = DTYPES[config.dtype]
     recompute = {
         "none": {},
@@ -112,7 +103,7 @@ def transformer_config(shape: ModelShape, config: LearnerConfig) -> TransformerC
         bf16=config.dtype == "bf16",
         tensor_model_parallel_size=config.tensor_parallel,
         pipeline_model_parallel_size=config.pipeline_parallel,
-        sequence_parallel=config.sequence_parallel and config.tensor_parallel > 1,
+        sequence_parallel=config.sequence_parallel,
         use_cpu_initialization=True,
         perform_initialization=False,
         apply_rope_fusion=False,

@@ -4,19 +4,22 @@ One learner a process at a time: Megatron keeps its groups in module globals. `P
 takes them all down, so that a process may hold one learner after another.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 from torch.distributed import ProcessGroup
 
-from engine.errors import ConfigError, LearnerError
+from engine.errors import ArpoError, ConfigError, LearnerError
 from learner.config import LearnerConfig
 from learner.mcore import parallel_state, tensor_parallel
 from learner.mcore_cpu import cuda_means_cpu
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,23 +112,16 @@ class Parallel:
     def is_last_stage(self) -> bool:
         return self.pp_rank == self.pp_size - 1
 
-    @property
-    def speaks_for_stage(self) -> bool:
-        """True for one rank of each pipeline stage: the one that writes its weights."""
-        return self.tp_rank == 0 and self.dp_rank == 0
-
     def barrier(self) -> None:
         """Return when all ranks are here."""
         if self.world_size > 1:
             dist.barrier()
 
-    def gather_shards(self, shard: Tensor) -> list[Tensor]:
-        """The tensor-parallel shards of one parameter, in order, on every rank of the group."""
-        if self.tp_size == 1:
-            return [shard]
-        shards = [torch.empty_like(shard) for _ in range(self.tp_size)]
-        dist.all_gather(shards, shard.contiguous(), group=self.tp_group)
-        return shards
+    def gather_flat(self, flat: Tensor, *, to: int) -> list[Tensor]:
+        """What each tensor-parallel rank holds, in order, on rank `to` of the group; nothing on the others."""
+        found = [torch.empty_like(flat) for _ in range(self.tp_size)] if self.tp_rank == to else None
+        dist.gather(flat, found, group=self.tp_group, group_dst=to)
+        return found or []
 
     def gather_objects(self, value: Any) -> list[Any]:
         """One small value of each rank, on every rank."""
@@ -134,6 +130,22 @@ class Parallel:
             return [value]
         dist.all_gather_object(values, value)
         return values
+
+    def together(self, work: Callable[[], T], *, kind: type[ArpoError]) -> list[T]:
+        """Do this rank's part of something; returns what it came to on every rank, in order.
+
+        Where a part raises an error of this project or of the operating system, all ranks raise the first of them, as
+        a `kind`. Parts must not wait for each other behind what may fail.
+        """
+        error, result = "", None
+        try:
+            result = work()
+        except (ArpoError, OSError) as failure:
+            error = str(failure)
+        outcomes = self.gather_objects((error, result))
+        if errors := [text for text, _ in outcomes if text]:
+            raise kind(errors[0])
+        return [found for _, found in outcomes]
 
     def total(self, values: Tensor, *, maximum: bool = False) -> Tensor:
         """Sum (or maximum) over all ranks, in place."""

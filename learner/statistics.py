@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.types import Int32, VersionReport
+from engine.reports import VersionReport
+from engine.types import Int32
 from learner.flatten import FlatSequence
 
 

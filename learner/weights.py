@@ -144,6 +144,12 @@ def cut(mapping: Mapping, tensors: list[Tensor], *, shape: ModelShape, rank: int
             return torch.cat(grouped, dim=1).flatten(0, 1).chunk(size, dim=0)[rank]
 
 
+def shard_shape(mapping: Mapping, *, shape: ModelShape, size: int) -> tuple[int, ...]:
+    """Of what each of `size` tensor-parallel ranks holds."""
+    whole = [torch.empty(extents, device="meta") for extents in mapping.shapes]
+    return tuple(cut(mapping, whole, shape=shape, rank=0, size=size).shape)
+
+
 def join(mapping: Mapping, shards: list[Tensor], *, shape: ModelShape) -> list[Tensor]:
     """The whole tensors that these shards, in rank order, were cut from: the inverse of `cut`."""
     match mapping.rule:

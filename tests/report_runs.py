@@ -22,7 +22,8 @@ from engine.events import (
     ToolRequested,
     WeightsPublished,
 )
-from engine.types import Int32, Prompt, Reward, RolloutStatus, StepReport, ToolCall, ToolResult
+from engine.reports import StepReport
+from engine.types import Int32, Prompt, Reward, RolloutStatus, ToolCall, ToolResult
 
 PROMPT = "Q:"
 

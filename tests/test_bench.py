@@ -22,7 +22,8 @@ from engine.clock import run_virtual
 from engine.errors import ConfigError
 from engine.events import AnyEvent, BatchTaken, StepFinished, WeightsPublished
 from engine.inference.scripted import Script
-from engine.types import GenerateRequest, SamplingParams, StepReport
+from engine.reports import StepReport
+from engine.types import GenerateRequest, SamplingParams
 
 
 @pytest.fixture(scope="module")

@@ -22,10 +22,11 @@ from engine.errors import ConfigError, DataError, LearnerError
 from engine.events import AnyEvent, PhaseStarted, SupervisedStep
 from engine.faults import ScriptedTrainer
 from engine.inference.tiny import make_tiny_model
+from engine.reports import StepReport
 from engine.tokenizer import load_tokenizer
 from engine.tokenizer_tiny import make_word_tokenizer
 from engine.traces import Segment, Trace
-from engine.types import Batch, StepReport
+from engine.types import Batch
 from learner.config import ConstantSchedule, CosineSchedule, LearnerConfig, Nll
 from tools.toolworld import ToolworldConfig
 

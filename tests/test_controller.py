@@ -38,6 +38,7 @@ from engine.faults import ScriptedTrainer
 from engine.granting import Paper, Ranked
 from engine.inference.scripted import ScriptedGenerator, random_script
 from engine.renderer import RendererConfig, make_renderer
+from engine.reports import GeneratorStatistics
 from engine.rollout import TreeRollout
 from engine.rollout_config import BudgetConfig, RolloutConfig
 from engine.run_state import RunState
@@ -45,7 +46,7 @@ from engine.tokenizer import HfTokenizer, load_tokenizer
 from engine.tokenizer_tiny import make_word_tokenizer
 from engine.train_config import TrainConfig
 from engine.tree import TreeBuilder
-from engine.types import GeneratorStatistics, NodeKind, Prompt, Reward, Sample, TrajectoryGroup
+from engine.types import NodeKind, Prompt, Reward, Sample, TrajectoryGroup
 from tools.faults import ScriptedTools
 
 

@@ -28,15 +28,8 @@ from actors.watcher import Watcher
 from engine.errors import ConfigError
 from engine.events import ControlEvaluated, Evaluated, PhaseStarted, SupervisedStep
 from engine.metrics import StepMetrics
-from engine.types import (
-    Prompt,
-    Reward,
-    RolloutStatus,
-    StepReport,
-    Trajectory,
-    TrajectoryGroup,
-    TrajectoryTree,
-)
+from engine.reports import StepReport
+from engine.types import Prompt, Reward, RolloutStatus, Trajectory, TrajectoryGroup, TrajectoryTree
 
 
 class Now:

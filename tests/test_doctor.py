@@ -180,7 +180,15 @@ BAD: dict[Check, list[tuple[str, Finding] | tuple[str, Finding, Computer]]] = {
             refused("learner.pipeline_parallel", "28 layers do not divide into 5"),
         ),
         (f"{SEVEN} sft.0.learner.tensor_parallel=3", refused("sft.0.learner.tensor_parallel", "into 3 parts")),
-        ("learner.sequence_parallel=true", warning("learner.sequence_parallel", "no effect without tensor_parallel")),
+        (
+            "learner.distributed_optimizer=true",
+            warning("learner.distributed_optimizer", "no effect without data_parallel"),
+        ),
+        (
+            "learner.distributed_optimizer=true learner.data_parallel=2 learner.dtype=float64",
+            refused("learner.distributed_optimizer", "float32 masters"),
+        ),
+        ("learner.sequence_parallel=true", refused("learner.sequence_parallel", "tensor_parallel is 1")),
         (
             f'{SEVEN} {SGLANG} generator.args=["--tp","8"]',
             refused("generator.args", "28 attention heads do not divide into 8"),
@@ -531,6 +539,8 @@ def test_sizes_of_a_rank_by_hand() -> None:
     assert whole.state == num_parameters(shape) * (2 + 4 + 4 + 4 + 4)
     assert (whole.undo, whole.logits) == (0, 100 * 18 * 152_064)
     assert learner_bytes(shape, LearnerConfig(num_minibatches=2), row_tokens=1).undo == num_parameters(shape) * 14
+    zero = learner_bytes(shape, LearnerConfig(data_parallel=4, distributed_optimizer=True), row_tokens=100)
+    assert zero.state == num_parameters(shape) * (2 + 4 + 12 // 4), "replicas share masters and moments"
     halves = learner_bytes(shape, LearnerConfig(pipeline_parallel=2), row_tokens=100)
     assert halves.activations in (whole.activations, whole.activations // 2), "the first stage holds two rows of half"
     shared = LearnerConfig(tensor_parallel=4, sequence_parallel=True)

@@ -45,7 +45,7 @@ def test_a_torn_or_foreign_checkpoint_is_refused_and_changes_nothing(
     learner.save(tmp_path / "ckpt")
     learner.step(random_batch(0))
     before = exported(learner)
-    file = tmp_path / "ckpt" / "rank-tp00-pp00.pt"
+    file = tmp_path / "ckpt" / "tp00-pp00-dp00.safetensors"
     content = file.read_bytes()
     file.write_bytes(content[:-1])
     with pytest.raises(DataError, match="torn"):

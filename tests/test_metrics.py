@@ -25,7 +25,8 @@ from engine.events import (
     WeightsPublished,
 )
 from engine.metrics import MetricsFold, StepMetrics
-from engine.types import Prompt, Reward, RolloutStatus, StepReport, ToolCall, ToolResult
+from engine.reports import StepReport
+from engine.types import Prompt, Reward, RolloutStatus, ToolCall, ToolResult
 
 
 def admitted(name: str) -> PromptAdmitted:

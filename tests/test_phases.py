@@ -5,7 +5,7 @@ from hypothesis import given
 
 from engine.events import AnyEvent, Checkpointed, PhaseStarted, RunStarted, SupervisedStep
 from engine.phases import Phase, PhaseFold
-from engine.types import StepReport
+from engine.reports import StepReport
 
 
 def report(step: int) -> StepReport:

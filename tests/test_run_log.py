@@ -26,7 +26,7 @@ from engine.events import (
     SupervisedStep,
 )
 from engine.metrics import StepMetrics
-from engine.types import StepReport
+from engine.reports import StepReport
 
 
 class Listener(Watcher):

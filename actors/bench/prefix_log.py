@@ -5,7 +5,8 @@ from collections.abc import AsyncGenerator
 from typing import NamedTuple
 
 from engine.interfaces import Generator
-from engine.types import Completion, GenerateRequest, GeneratorStatistics, UpdateMode, Version, WeightRef
+from engine.reports import GeneratorStatistics
+from engine.types import Completion, GenerateRequest, UpdateMode, Version, WeightRef
 
 
 class Sent(NamedTuple):

@@ -24,16 +24,9 @@ from engine.cohort import Cohort
 from engine.events import AnyTreeEvent, Forked
 from engine.granting import Paper
 from engine.inference.router import Router
+from engine.reports import GeneratorStatistics
 from engine.tree import TreeBuilder
-from engine.types import (
-    GenerateRequest,
-    GeneratorStatistics,
-    Prompt,
-    RolloutStatus,
-    SamplingParams,
-    TrajectoryGroup,
-    WeightRef,
-)
+from engine.types import GenerateRequest, Prompt, RolloutStatus, SamplingParams, TrajectoryGroup, WeightRef
 
 REVISIT = "revisit"
 """Kind of the requests that ask for prompts of finished trees, and how their names begin."""

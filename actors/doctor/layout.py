@@ -6,6 +6,7 @@ from actors.doctor.case import Case
 from actors.doctor.finding import Finding, ok, refused, warning
 from engine.inference.shape import ModelShape
 from learner.config import LearnerConfig
+from learner.layout import layout_problems
 
 
 def learners(case: Case) -> list[tuple[str, LearnerConfig]]:
@@ -23,19 +24,12 @@ def check_layouts(case: Case) -> Iterator[Finding]:
 
 def _learner(key: str, config: LearnerConfig, shape: ModelShape) -> Iterator[Finding]:
     tp, pp = config.tensor_parallel, config.pipeline_parallel
-    is_whole = True
-    for name, number, ranks, knob in (
-        ("attention heads", shape.num_heads, tp, "tensor_parallel"),
-        ("key-value heads", shape.num_kv_heads, tp, "tensor_parallel"),
-        ("feed-forward columns", shape.intermediate_size, tp, "tensor_parallel"),
-        ("layers", shape.num_layers, pp, "pipeline_parallel"),
-    ):
-        if number % ranks:
-            is_whole = False
-            yield refused(f"{key}.{knob}", f"{number} {name} do not divide into {ranks} parts")
-    if config.sequence_parallel and tp == 1:
-        yield warning(f"{key}.sequence_parallel", "has no effect without tensor_parallel above 1")
-    if is_whole:
+    problems = list(layout_problems(shape, config))
+    for knob, text in problems:
+        yield refused(f"{key}.{knob}", text)
+    if config.distributed_optimizer and config.data_parallel == 1:
+        yield warning(f"{key}.distributed_optimizer", "has no effect without data_parallel above 1")
+    if not problems:
         padding = -shape.vocab_size % tp
         padded = f"; the vocabulary is padded by {padding}" if padding else ""
         ranks = "1 rank" if config.world_size == 1 else f"{config.world_size} ranks"

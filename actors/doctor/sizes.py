@@ -16,6 +16,8 @@ _GRADIENT_BYTES = {"bf16": 4, "float32": 4, "float64": 8}
 """Megatron's buffer of main gradients."""
 _OPTIMISER_BYTES = {"bf16": 12, "float32": 8, "float64": 16}
 """AdamW's two moments, and with bf16 a float32 master."""
+_CHECKPOINT_BYTES = {"bf16": 12, "float32": 12, "float64": 24}
+"""Master and moments of one number on disk: the weights are the masters, rounded."""
 _WORK = {"bf16": 18, "float32": 20, "float64": 40}
 """Bytes of logits of one token and one entry of the vocabulary at the worst moment: themselves, their float32 copy,
 the probabilities, and two temporaries of the entropy."""
@@ -75,7 +77,8 @@ def learner_bytes(shape: ModelShape, config: LearnerConfig, *, row_tokens: int) 
 def _stage_bytes(shape: ModelShape, config: LearnerConfig, stage: int, *, row_tokens: int) -> LearnerBytes:
     tp, pp, dtype = config.tensor_parallel, config.pipeline_parallel, config.dtype
     own = stage_parameters(shape, stage=stage, num_stages=pp, tp_size=tp)
-    held = own * (_PARAMETER_BYTES[dtype] + _OPTIMISER_BYTES[dtype])
+    replicas = config.data_parallel if config.distributed_optimizer else 1
+    held = own * _PARAMETER_BYTES[dtype] + own * _OPTIMISER_BYTES[dtype] // replicas
     # One forward, one backward in turn: an earlier stage is ahead by as many rows as there are stages behind it.
     layers = max(shape.num_layers // pp, 1)
     activations = row_tokens * token_activations(shape, config, num_layers=layers) * (pp - stage)
@@ -111,10 +114,10 @@ def token_activations(shape: ModelShape, config: LearnerConfig, *, num_layers: i
 
 
 def checkpoint_bytes(shape: ModelShape, config: LearnerConfig) -> int:
-    """One checkpoint: parameters and optimiser of every model-parallel rank; replicas write none."""
-    tp, pp = config.tensor_parallel, config.pipeline_parallel
-    each = _PARAMETER_BYTES[config.dtype] + _OPTIMISER_BYTES[config.dtype]
-    return each * tp * sum(stage_parameters(shape, stage=stage, num_stages=pp, tp_size=tp) for stage in range(pp))
+    """One checkpoint, but for headers: every number once, whatever the layout, and what pads the vocabulary."""
+    number = stage_parameters(shape, stage=0, num_stages=1, tp_size=1)
+    padding = -shape.vocab_size % config.tensor_parallel * shape.hidden_size * (1 if shape.is_tied else 2)
+    return _CHECKPOINT_BYTES[config.dtype] * (number + padding)
 
 
 def kv_token_bytes(shape: ModelShape, *, tp_size: int = 1, dtype_bytes: int = 2) -> int:

@@ -6,8 +6,9 @@ from typing import NamedTuple
 from engine.events import ControlEvaluated, Evaluated, ForkConsidered
 from engine.metrics import StepMetrics
 from engine.phases import Phase
+from engine.reports import StepReport
 from engine.tree import Path
-from engine.types import StepReport, TrajectoryGroup, Version
+from engine.types import TrajectoryGroup, Version
 
 
 class Span(NamedTuple):

@@ -24,7 +24,8 @@ import msgspec
 from engine.config import Positive, Section
 from engine.errors import GeneratorError, GeneratorLostError, boundary
 from engine.interfaces import Tokenizer
-from engine.types import Completion, GenerateRequest, GeneratorStatistics, UpdateMode, WeightRef
+from engine.reports import GeneratorStatistics
+from engine.types import Completion, GenerateRequest, UpdateMode, WeightRef
 
 if TYPE_CHECKING:
     from engine.inference.embedded_engine import EmbeddedEngine

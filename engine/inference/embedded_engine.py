@@ -30,16 +30,8 @@ from engine.inference.sampling import SamplingRows, sample
 from engine.inference.shape import read_shape
 from engine.inference.stopping import StopStrings
 from engine.interfaces import Tokenizer
-from engine.types import (
-    Completion,
-    FinishReason,
-    GenerateRequest,
-    GeneratorStatistics,
-    Int32,
-    UpdateMode,
-    Version,
-    WeightRef,
-)
+from engine.reports import GeneratorStatistics
+from engine.types import Completion, FinishReason, GenerateRequest, Int32, UpdateMode, Version, WeightRef
 
 logger = logging.getLogger(__name__)
 

@@ -9,16 +9,8 @@ import numpy as np
 
 from engine.coins import coin, seed_of
 from engine.errors import GeneratorError
-from engine.types import (
-    Completion,
-    FinishReason,
-    GenerateRequest,
-    GeneratorStatistics,
-    Int32,
-    UpdateMode,
-    Version,
-    WeightRef,
-)
+from engine.reports import GeneratorStatistics
+from engine.types import Completion, FinishReason, GenerateRequest, Int32, UpdateMode, Version, WeightRef
 
 
 class Script(msgspec.Struct, frozen=True, kw_only=True, eq=False):

@@ -28,7 +28,8 @@ from engine.inference.sglang_config import SglangConfig
 from engine.inference.sglang_http import NEEDED, SglangHttp
 from engine.inference.sglang_weights import WeightSender
 from engine.inference.shape import read_shape
-from engine.types import Completion, GenerateRequest, GeneratorStatistics, UpdateMode, Version, WeightRef
+from engine.reports import GeneratorStatistics
+from engine.types import Completion, GenerateRequest, UpdateMode, Version, WeightRef
 
 logger = logging.getLogger(__name__)
 

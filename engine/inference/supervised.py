@@ -13,7 +13,8 @@ import msgspec
 from engine.errors import ArpoError, GeneratorLostError
 from engine.interfaces import Gated, Generator
 from engine.lives import Lives
-from engine.types import Completion, GenerateRequest, GeneratorStatistics, UpdateMode, WeightRef
+from engine.reports import GeneratorStatistics
+from engine.types import Completion, GenerateRequest, UpdateMode, WeightRef
 
 COUNTERS = ("num_requests", "num_sampled_tokens", "num_prefilled_tokens", "num_cached_tokens", "num_evicted_tokens")
 
