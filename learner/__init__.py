@@ -2,7 +2,9 @@
 
 `MegatronLearner` (in `learner.megatron`) takes a `Batch` of trees and gives back weights. Around it, one idea a file:
 
-    config      every knob                      advantage   rewards -> credit for each token (numpy)
+    config      every knob, with the parts      advantage   rewards -> credit for each token (numpy)
+                advantage_, correction_ and     overlong    what a long response loses of its reward
+                loss_config                     batch_credit  what credit takes from the whole batch (numpy)
     batcher     trees -> packed rows (numpy)    sft         traces -> samples (numpy)
     loss        the policy losses               correction  off-policy importance weights
     logprobs    over a sharded vocabulary       schedule    the learning rate
