@@ -73,4 +73,4 @@ class Kl(Section):
     """Times the penalty of each token, added to its loss."""
     estimator: Literal["k1", "k2", "k3"] = "k3"
     """Of log q, q = th / reference: `k1` log q, `k2` (log q)^2 / 2, `k3` 1/q - 1 + log q. The gradients of k1 and k2
-    are that of KL(th || reference), that of k3 (GRPO's) that of KL(reference || th); see `kl.kl_penalty`."""
+    are that of KL(th || reference), that of k3 (GRPO's) that of KL(reference || th); see `regularisers.kl_penalty`."""

@@ -205,7 +205,8 @@ def test_a_penalty_without_a_limit_is_refused() -> None:
 
 def test_estimating_needs_no_torch() -> None:
     code = (
-        "import sys, learner, learner.config, learner.advantage, learner.batch_credit, learner.batcher, learner.sft;"
+        "import sys, learner, learner.config, learner.advantage, learner.batch_credit, learner.leaf_weights;"
+        "import learner.m2po, learner.batcher, learner.sft;"
         "sys.exit(any(m in sys.modules for m in ('torch', 'megatron', 'safetensors')))"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
