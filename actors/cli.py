@@ -19,13 +19,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     # Overrides may stand behind options too, where argparse no longer takes them for positionals.
     arguments, rest = parser.parse_known_args(argv)
-    if unknown := [word for word in rest if word.startswith("-") or "=" not in word or "overrides" not in arguments]:
+    if unknown := [word for word in rest if not _is_override(word) or "overrides" not in arguments]:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if rest:
         arguments.overrides += rest
     from actors import commands
 
     return commands.run(arguments)
+
+
+def _is_override(word: str) -> bool:
+    return not word.startswith("-") and ("=" in word or word.endswith(".toml"))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -50,7 +54,10 @@ def _parser() -> argparse.ArgumentParser:
         if has_config:
             sub.add_argument("config", help="a TOML file")
             sub.add_argument(
-                "overrides", nargs="*", metavar="key=value", help="for example train.steps=3 run.name=first"
+                "overrides",
+                nargs="*",
+                metavar="key=value",
+                help="for example train.steps=3 run.name=first; or a file laid over the first: algorithms/dapo.toml",
             )
         return sub
 

@@ -18,6 +18,10 @@ from learner.config import LearnerConfig
 from tools.config import ToolsConfig
 from tools.toolworld import ToolworldConfig
 
+_HERE = Path(__file__).resolve().parent
+SHIPPED = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent / "configs"
+"""The configurations that come with the project: a part of this package in a wheel, its neighbour in a checkout."""
+
 
 class RunConfig(Section, frozen=True):
     """Which run this is."""
@@ -146,8 +150,12 @@ class Config(Section, frozen=True, kw_only=True):
 
     @classmethod
     def load(cls, path: str | Path, *overrides: str) -> "Config":
-        """Read a TOML file, with overrides such as `train.steps=3`. Raises `ConfigError` with the path of the key."""
-        return load(path, cls, overrides=list(overrides))
+        """Read a TOML file, with overrides such as `train.steps=3`, or files that are laid over it.
+
+        A file that is not there is looked for among the shipped ones: `algorithms/dapo.toml`. Raises `ConfigError` with
+        the path of the key.
+        """
+        return load(path, cls, overrides=overrides, shipped=SHIPPED)
 
     run: RunConfig = RunConfig()
     model: ModelConfig

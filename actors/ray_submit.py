@@ -16,6 +16,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from actors.config import Config
 from actors.ray_nodes import versions
+from engine.config_layers import is_file
 from engine.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,10 +51,6 @@ class Job:
     def __init__(self, config_file: Path, overrides: Sequence[str], *, python: str, wheel: Path | None) -> None:
         """Raises `ConfigError` for a configuration that does not decode, or files that are not there."""
         config = Config.load(config_file, *overrides, "runtime.backend=ray")
-        self.overrides = [*overrides, "runtime.backend=ray"]
-        if not Path(config.run.dir).is_absolute():
-            # The job's own folder is a copy that goes away with it.
-            self.overrides.append(f"run.dir={Path(config.run.dir).absolute()}")
         self._python = python
         self._wheel = wheel
         if wheel is not None and not wheel.is_file():
@@ -61,12 +58,23 @@ class Job:
         self._is_checkout = wheel is None
         if self._is_checkout and not (ROOT / "pyproject.toml").exists():
             raise ConfigError("this is no checkout; name the wheel that the cluster is to run: --wheel FILE")
-        try:
-            self._config = config_file.resolve().relative_to(ROOT) if self._is_checkout else Path(config_file.name)
-        except ValueError:
-            raise ConfigError(f"{config_file}: a configuration lies in the checkout that is sent, {ROOT}") from None
         self._folder = ROOT if self._is_checkout else config_file.resolve().parent
+        self._config = self._sent(config_file)
+        # A layer that is not here is a shipped one, which every node has.
+        self._layers = {o: self._sent(Path(o)) for o in overrides if is_file(o) and Path(o).is_file()}
+        self.overrides = [*(str(self._layers.get(o, o)) for o in overrides), "runtime.backend=ray"]
+        if not Path(config.run.dir).is_absolute():
+            # The job's own folder is a copy that goes away with it.
+            self.overrides.append(f"run.dir={Path(config.run.dir).absolute()}")
         self._threads = config.runtime.threads
+
+    def _sent(self, file: Path) -> Path:
+        """Where the job finds a file of configuration: relative to the folder that is sent."""
+        try:
+            return file.resolve().relative_to(self._folder)
+        except ValueError:
+            what = "the checkout that is sent" if self._is_checkout else "the folder of the first one"
+            raise ConfigError(f"{file}: a configuration lies in {what}, {self._folder}") from None
 
     @property
     def entrypoint(self) -> str:
@@ -84,7 +92,10 @@ class Job:
         }
         if self._wheel is not None:
             env["py_modules"] = [str(self._wheel)]
-            env["excludes"] = ["*", f"!{self._config}"]
+            files = [self._config, *self._layers.values()]
+            # a file comes back only where its folders do
+            kept = {part for file in files for part in (file, *file.parents) if part != Path()}
+            env["excludes"] = ["*", *sorted(f"!{part}" for part in kept)]
         return env
 
 

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 
 from actors.config import Config
 from actors.control import run_control
+from actors.credit import credit
 from actors.materials import materialise
 from actors.measure import ask
 from actors.remote import RemoteTrainer
@@ -20,7 +21,7 @@ from engine.events import ControlEvaluated, Evaluated, PhaseStarted
 from engine.generator_load import measured
 from engine.inference.router import Router
 from engine.types import WeightRef
-from learner.advantage import estimate
+from learner.batch_credit import finish_batch
 
 LEARNING = "reinforcement learning"
 """Name of the phase."""
@@ -148,7 +149,8 @@ class Training:
             state=self._log.state,
             prompts=inputs.dataset,
             rollout=runtime.rollouts(router, config=config.rollout, seed=config.run.seed, emit=emit),
-            credit=lambda group: estimate(group, config.learner.advantage),
+            credit=lambda group: credit(group, config),
+            credit_batch=lambda samples: finish_batch(samples, config.learner.advantage),
             generators=runtime.generators,
             trainer=trainer,
             checkpoint_path=lambda step: str(self._run.checkpoints / f"step-{step:06d}"),

@@ -3,14 +3,17 @@
 Each section lives with what it configures and derives from `Section`; the whole is put together in `actors.config`.
 """
 
+import copy
 import hashlib
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
 from msgspec import Meta
 
+from engine.config_layers import find_layer, is_file, overlaid, read_toml
 from engine.errors import ConfigError
 
 Positive = Annotated[int, Meta(gt=0)]
@@ -27,21 +30,34 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 S = TypeVar("S", bound=Section)
 
 
-def load(path: str | Path, kind: type[S], *, overrides: list[str] | None = None) -> S:
-    """Read a TOML file into `kind`, after applying `a.b=value` overrides.
+def load(path: str | Path, kind: type[S], *, overrides: Sequence[str] = (), shipped: Path | None = None) -> S:
+    """Read a TOML file into `kind`, after applying the overrides in their order.
 
-    Raises `ConfigError` with one line: `FILE: message - at $.section.key`.
+    An override is `a.b=value`, or a further TOML file that is laid over what is there (`overlaid`), looked for in the
+    folder `shipped` too. Raises `ConfigError` with one line: `FILE: message - at $.section.key`; FILE is the one that
+    brought the mistake in, and the first one for `a.b=value`.
     """
-    path = Path(path)
+    raw = read_toml(Path(path))
+    states = [(str(path), raw)]
+    for override in overrides:
+        if is_file(override):
+            raw = overlaid(raw, read_toml(find_layer(override, shipped=shipped)))
+            states.append((override, raw))
+        else:
+            raw = copy.deepcopy(raw)
+            apply_override(raw, override)
+            states.append((str(path), raw))
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such configuration file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from None
-    for override in overrides or ():
-        apply_override(raw, override)
-    return decode(raw, kind, source=str(path))
+        return decode(raw, kind, source=str(path))
+    except ConfigError as error:
+        mistake = str(error)
+    for source, state in states:
+        try:
+            decode(state, kind, source=str(path))
+        except ConfigError as error:
+            if str(error) == mistake:
+                raise ConfigError(f"{source}{mistake.removeprefix(str(path))}") from None
+    raise AssertionError("the last state is the one that did not decode")
 
 
 def decode(raw: dict[str, Any], kind: type[S], *, source: str) -> S:
@@ -67,7 +83,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     names = [name.strip() for name in key.split(".")]
     if not separator or not all(names):
-        raise ConfigError(f"override {override!r}: expected a.b=value")
+        raise ConfigError(f"override {override!r}: expected a.b=value or FILE.toml")
     table: dict[str, Any] = raw
     place = 0
     while place < len(names) - 1:

@@ -66,8 +66,11 @@ class Controller:
         checkpoint_path: Callable[[int], str],
         emit: Callable[[AnyEvent], None],
         evaluate: Callable[[], Awaitable[dict[str, float]]] | None = None,
+        credit_batch: Callable[[Sequence[Sample]], Sequence[Sample]] = tuple,
     ) -> None:
         """`rollout` grows a tree and emits its events; `credit` says None for a group without a learning signal.
+
+        `credit_batch` finishes the samples of a step, all at once and in their order. Both are pure functions.
 
         Raises `ConfigError` where a deterministic run is asked for and cannot be.
         """
@@ -78,6 +81,7 @@ class Controller:
         self._prompts = prompts
         self._rollout = rollout
         self._credit = credit
+        self._credit_batch = credit_batch
         self._generators = generators
         self._trainer = trainer
         self._checkpoint_path = checkpoint_path
@@ -156,7 +160,7 @@ class Controller:
             sample = self._samples.pop(group.prompt.prompt_id, None) or self._credit(group)
             assert sample is not None, "a group without signal is refused before it can be taken"
             samples.append(sample)
-        return Batch(step=step, samples=tuple(samples))
+        return Batch(step=step, samples=tuple(self._credit_batch(samples)))
 
     # -- producing --------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ class VersionReport(msgspec.Struct, frozen=True, kw_only=True):
     kl_rollout: float
     ratio_max: float
     clip_fraction: float
+    rejected_fraction: float = 0.0
 
 
 class StepReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,7 +37,10 @@ class StepReport(msgspec.Struct, frozen=True, kw_only=True):
     ratio_max: float
     """Largest train / behaviour probability ratio among trained tokens."""
     clip_fraction: float
+    """Share of the trained tokens whose gradient the loss clipped away."""
     duration_s: float
+    rejected_fraction: float = 0.0
+    """Share that a rejection of the correction kept from being trained."""
     num_path_tokens: int = 0
     """Tokens of all trajectories, each for itself: what would be computed if they shared nothing."""
     by_version: tuple[VersionReport, ...] = ()

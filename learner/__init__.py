@@ -2,23 +2,23 @@
 
 `MegatronLearner` (in `learner.megatron`) takes a `Batch` of trees and gives back weights. Around it, one idea a file:
 
-    config      every knob                      advantage   rewards -> credit for each token (numpy)
-    batcher     trees -> packed rows (numpy)    sft         traces -> samples (numpy)
-    loss        the policy losses               correction  off-policy importance weights
-    logprobs    over a sharded vocabulary       schedule    the learning rate
-    hf_folder   folders of safetensors          weights     Hugging Face tensors <-> Megatron parameters
-    checkpoint  whole or not at all             shards      its pieces, read in another layout
-    layout      what does not divide            buckets     what is published in one file
-    tensor_file safetensors as tensors come     shared_folder  written by all ranks together
-    attention   layout -> attention, RoPE       pointwise   norm, SwiGLU, rotation, with gradients
-    model       the GPT model itself
-    parallel    processes and groups            forward     rows through the (pipelined) model
-    objective   what one row contributes        hf_transfer weights between folder and model
-    optimizer   norm, clip, AdamW               mcore_cpu   Megatron without a GPU
+    config          every knob; algorithms have theirs in advantage_config, loss_config and correction_config
+    advantage       rewards -> credit (numpy)         batch_credit  what credit takes from a batch (numpy)
+    overlong        what a long response loses        leaf_weights  by inverse branching (numpy)
+    batcher         trees -> packed rows (numpy)      sft           traces -> samples (numpy)
+    loss            the policy losses                 regularisers  KL to a reference, entropy
+    correction      off-policy weights, rejections    m2po          a rejection over a mini-batch (numpy)
+    segments        sums over trajectories            logprobs      over a sharded vocabulary
+    attention       layout -> attention, RoPE         pointwise     norm, SwiGLU, rotation, with gradients
+    model           the GPT model itself              forward       rows through the (pipelined) model
+    objective       what one row contributes          parallel      processes and groups
+    optimizer       norm, clip, AdamW                 schedule      the learning rate
+    hf_folder       folders of safetensors            hf_transfer   weights between folder and model
+    weights         HF tensors <-> Megatron's         checkpoint    state on disk, whole or not at all
+    mcore_cpu       Megatron without a GPU
 
 `MEGATRON_DOORS` names the only files that may import `megatron`: everything else takes its names from `learner.mcore`.
-Importing `learner`, `learner.config`, `learner.advantage`, `learner.batcher` or `learner.sft` loads neither torch nor
-Megatron.
+Importing `learner`, its configuration or what is marked numpy loads neither torch nor Megatron.
 """
 
 from importlib import import_module

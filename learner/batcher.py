@@ -10,7 +10,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from learner.config import ConstantLength, LearnerConfig, NormalisationConfig, SequenceMean, TokenMean
+from learner.config import (
+    ConstantLength,
+    LeafWeighting,
+    LearnerConfig,
+    NormalisationConfig,
+    SequenceMean,
+    TokenMean,
+)
 from learner.flatten import FlatSequence
 from learner.rows import Row, make_row, padded
 from learner.tree_pack import depth_first, divide, shared_tokens
@@ -33,7 +40,7 @@ def plan(sequences: Sequence[FlatSequence], config: LearnerConfig, *, replica: i
     rows = pack(
         sequences,
         budget=config.micro_batch_tokens,
-        weights=loss_weights(sequences, config.normalisation),
+        weights=loss_weights(sequences, config.normalisation, leaf_weighting=config.leaf_weighting),
         multiple=num_replicas,
         as_trees=config.packing == "tree",
     )
@@ -41,20 +48,25 @@ def plan(sequences: Sequence[FlatSequence], config: LearnerConfig, *, replica: i
     return MiniBatch([rows[i] for i in sorted(shares[replica])], sum(len(r.token_ids) for r in rows if r.members))
 
 
-def loss_weights(sequences: Sequence[FlatSequence], config: NormalisationConfig) -> list[float]:
+def loss_weights(
+    sequences: Sequence[FlatSequence], config: NormalisationConfig, *, leaf_weighting: LeafWeighting = "equal"
+) -> list[float]:
     """What each trained token of each sequence weighs, the sequences being a whole mini-batch.
 
-    With 1 and 3 trained tokens: token_mean 1/4, 1/4; sequence_mean 1/2, 1/6; constant 10: 1/20, 1/20.
+    With 1 and 3 trained tokens: token_mean 1/4, 1/4; sequence_mean 1/2, 1/6; constant 10: 1/20, 1/20. By inverse
+    branching the means are weighted ones: with leaf weights 0.5 and 1.5, sequence_mean is 1/4, 1/4.
     """
     counts = [s.num_trained for s in sequences]
-    num_sequences = sum(count > 0 for count in counts)
+    leaves = [s.leaf_weight if leaf_weighting == "inverse_branching" else 1.0 for s in sequences]
+    num_tokens = sum(leaf * count for leaf, count in zip(leaves, counts, strict=True)) or 1.0
+    num_sequences = sum(leaf for leaf, count in zip(leaves, counts, strict=True) if count) or 1.0
     match config:
         case TokenMean():
-            return [1 / max(sum(counts), 1)] * len(counts)
+            return [leaf / num_tokens for leaf in leaves]
         case SequenceMean():
-            return [1 / (num_sequences * count) if count else 0.0 for count in counts]
+            return [leaf / (num_sequences * max(count, 1)) for leaf, count in zip(leaves, counts, strict=True)]
         case ConstantLength(length=length):
-            return [1 / (num_sequences * length) if count else 0.0 for count in counts]
+            return [leaf / (num_sequences * length) for leaf in leaves]
 
 
 def split_minibatches(sequences: Sequence[FlatSequence], count: int) -> list[list[FlatSequence]]:

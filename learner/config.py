@@ -3,55 +3,81 @@
 Symbols: b behaviour (who sampled), p proximal (the learner's weights at the start of the step), th current.
 """
 
-from typing import Annotated, Literal
-
-from msgspec import Meta
+from typing import Literal
 
 from engine.config import Fraction, NonNegative, NonNegativeFloat, Positive, PositiveFloat, Section
-from learner.advantage import AdvantageConfig, ArpoSoft
+from learner.advantage_config import (
+    AdvantageConfig,
+    Aepo,
+    ArpoHard,
+    ArpoSoft,
+    Dapo,
+    DrGrpo,
+    Grpo,
+    Overlong,
+    ReinforcePp,
+    ReinforcePpBaseline,
+    Rloo,
+    TreeGrpo,
+)
+from learner.correction_config import (
+    CorrectionConfig,
+    Decoupled,
+    IcePop,
+    M2po,
+    NoCorrection,
+    RejectionConfig,
+    SequenceGeometric,
+    SequenceK3,
+    SequenceProduct,
+    TruncatedIs,
+    Veto,
+)
+from learner.loss_config import AepoClip, Cispo, Gspo, Kl, LossConfig, Nll, Ppo, Reinforce
 
-
-class Ppo(Section, tag="ppo", tag_field="kind"):
-    """Clipped policy gradient: maximise min(r A, clip(r, 1 - eps_low, 1 + eps_high) A); Schulman et al. 2017."""
-
-    eps_low: Fraction = 0.2
-    eps_high: PositiveFloat = 0.2
-    """Above eps_low it is DAPO's clip-higher (2503.14476), which uses 0.28."""
-    dual_clip: Annotated[float, Meta(gt=1)] | None = None
-    """Where A < 0, the objective is bounded from below by `dual_clip * A`; the official ARPO code uses 3."""
-
-
-class Reinforce(Section, tag="reinforce", tag_field="kind"):
-    """Plain policy gradient: maximise A log th; the correction's weight makes it off-policy."""
-
-
-class Nll(Section, tag="nll", tag_field="kind"):
-    """Negative log-likelihood of the sampled tokens, weighted by A (1 in supervised traces); needs no behaviour."""
-
-
-LossConfig = Ppo | Reinforce | Nll
-
-
-class NoCorrection(Section, tag="none", tag_field="kind"):
-    """Bypass: the ratio is th / b, and nothing else corrects for b."""
-
-
-class Decoupled(Section, tag="decoupled", tag_field="kind"):
-    """Decoupled PPO (Hilton 2110.00641): ratio th / p, and the weight w = p / b, detached, in front of the loss."""
-
-    cap: PositiveFloat | None = 5.0
-    """Bound of w; unset leaves it unbounded."""
-    mode: Literal["clip", "mask"] = "mask"
-    """Beyond the cap: `clip` trains with w = cap, `mask` (AReaL's choice) does not train the token."""
-
-
-class TruncatedIs(Section, tag="truncated_is", tag_field="kind"):
-    """Truncated importance sampling by token: ratio th / p, and the weight min(p / b, cap), detached."""
-
-    cap: PositiveFloat = 2.0
-
-
-CorrectionConfig = NoCorrection | Decoupled | TruncatedIs
+__all__ = [
+    "AdvantageConfig",
+    "Aepo",
+    "AepoClip",
+    "ArpoHard",
+    "ArpoSoft",
+    "AttentionKind",
+    "Cispo",
+    "ConstantLength",
+    "ConstantSchedule",
+    "CorrectionConfig",
+    "CosineSchedule",
+    "Dapo",
+    "Decoupled",
+    "DrGrpo",
+    "Grpo",
+    "Gspo",
+    "IcePop",
+    "Kl",
+    "LeafWeighting",
+    "LearnerConfig",
+    "LossConfig",
+    "M2po",
+    "Nll",
+    "NoCorrection",
+    "NormalisationConfig",
+    "Overlong",
+    "Ppo",
+    "Reinforce",
+    "ReinforcePp",
+    "ReinforcePpBaseline",
+    "RejectionConfig",
+    "Rloo",
+    "ScheduleConfig",
+    "SequenceGeometric",
+    "SequenceK3",
+    "SequenceMean",
+    "SequenceProduct",
+    "TokenMean",
+    "TreeGrpo",
+    "TruncatedIs",
+    "Veto",
+]
 
 
 class TokenMean(Section, tag="token_mean", tag_field="kind"):
@@ -89,6 +115,7 @@ class CosineSchedule(Section, tag="cosine", tag_field="kind"):
 ScheduleConfig = ConstantSchedule | CosineSchedule
 
 
+LeafWeighting = Literal["equal", "inverse_branching"]
 AttentionKind = Literal["auto", "chains", "flex", "flash", "dense"]
 
 
@@ -104,10 +131,21 @@ class LearnerConfig(Section):
     """Largest global gradient norm; 0 does not clip."""
     schedule: ScheduleConfig = ConstantSchedule()
 
-    loss: LossConfig = Ppo()
-    correction: CorrectionConfig = Decoupled()
     advantage: AdvantageConfig = ArpoSoft()
+    overlong: Overlong | None = None
+    """Take from the reward of responses near the length limit; unset takes nothing."""
+    loss: LossConfig = Ppo()
+    kl: Kl | None = None
+    """Penalty for leaving the model that the run began with; unset needs no reference model."""
+    entropy_coef: NonNegativeFloat = 0.0
+    """Times the entropy of each trained token, in nats, taken from its loss."""
+    correction: CorrectionConfig = Decoupled()
+    rejections: tuple[RejectionConfig, ...] = ()
+    """What is not trained; a token must pass all of them."""
     normalisation: NormalisationConfig = TokenMean()
+    leaf_weighting: LeafWeighting = "equal"
+    """`inverse_branching`: a fork divides the weight of its path among its branches, so that a bushy sub-tree counts no
+    more than the chain it grew from. `equal`: every trajectory counts the same, as in the papers."""
     num_minibatches: Positive = 1
     """Optimiser updates a step; each takes a share of the prompts. The version counts steps, not updates."""
     temperature: PositiveFloat = 1.0

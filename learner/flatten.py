@@ -3,13 +3,16 @@
 Plain numpy. Axis: T tokens of a trajectory.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import LearnerError
-from engine.types import Batch, Float32, Int32, NodeKind, RolloutStatus, Sample, Trajectory
+from engine.types import Batch, Float32, Int32, Node, NodeKind, RolloutStatus, Sample
+from learner.leaf_weights import inverse_branching
 
 Bool = NDArray[np.bool_]
 
@@ -31,6 +34,8 @@ class FlatSequence:
     """Tokens of each node; they add up to T."""
     sample: int = 0
     """Index of the prompt in the batch."""
+    leaf_weight: float = 1.0
+    """By inverse branching, with mean 1 over the prompt's trajectories; see `leaf_weights`."""
 
     @property
     def num_trained(self) -> int:
@@ -59,60 +64,66 @@ def flatten(batch: Batch) -> list[FlatSequence]:
 
     Raises `LearnerError`, naming the prompt, where arrays disagree in length or a number is not finite.
     """
-    return [
-        _flatten_trajectory(sample, trajectory, advantages, index)
-        for index, sample in enumerate(batch.samples)
-        for trajectory, advantages in zip(sample.group.trajectories, _checked_advantages(sample), strict=True)
-        if trajectory.status is not RolloutStatus.FAILED
-    ]
+    return [sequence for index, sample in enumerate(batch.samples) for sequence in _flattened(sample, index)]
 
 
-def _checked_advantages(sample: Sample) -> tuple[Float32, ...]:
-    if len(sample.advantages) != len(sample.group.trajectories):
+def _flattened(sample: Sample, index: int) -> Iterator[FlatSequence]:
+    group = sample.group
+    where = f"prompt {group.prompt.prompt_id}"
+    if len(sample.advantages) != len(group.trajectories):
         raise LearnerError(
-            f"prompt {sample.group.prompt.prompt_id}: {len(sample.advantages)} arrays of advantages for "
-            f"{len(sample.group.trajectories)} trajectories"
+            f"{where}: {len(sample.advantages)} arrays of advantages for {len(group.trajectories)} trajectories"
         )
-    return sample.advantages
-
-
-def _flatten_trajectory(sample: Sample, trajectory: Trajectory, advantages: Float32, index: int) -> FlatSequence:
-    tree = sample.group.tree
-    path = tree.path_to(trajectory.leaf)
-    nodes = [tree.nodes[i] for i in path]
-    where = f"prompt {sample.group.prompt.prompt_id}, path {trajectory.path}"
-    for node in nodes:
-        length = len(node.token_ids)
-        if node.kind is NodeKind.SAMPLED and not len(node.logprobs) == len(node.versions) == length:
-            raise LearnerError(
-                f"{where}: {length} sampled tokens have {len(node.logprobs)} log-probabilities and "
-                f"{len(node.versions)} versions"
-            )
-    is_sampled = [node.kind is NodeKind.SAMPLED for node in nodes]
-
-    def spread(values: list[NDArray[np.generic]], dtype: type) -> NDArray[np.generic]:
-        return np.concatenate(
-            [
-                np.asarray(v, dtype=dtype) if sampled else np.zeros(len(n.token_ids), dtype)
-                for v, n, sampled in zip(values, nodes, is_sampled, strict=True)
-            ]
+    nodes = [_of_node(node, f"{where}, node {i}") for i, node in enumerate(group.tree.nodes)]
+    weights = inverse_branching(group).tolist()
+    for trajectory, advantages, weight in zip(group.trajectories, sample.advantages, weights, strict=True):
+        if trajectory.status is RolloutStatus.FAILED:
+            continue
+        path = tuple(group.tree.path_to(trajectory.leaf))
+        token_ids, is_trained, behaviour, versions = (
+            np.concatenate(arrays) for arrays in zip(*(nodes[i] for i in path), strict=True)
+        )
+        own = f"{where}, path {trajectory.path}"
+        if len(advantages) != len(token_ids):
+            raise LearnerError(f"{own}: {len(token_ids)} tokens have {len(advantages)} advantages")
+        if not np.isfinite(advantages).all():
+            raise LearnerError(f"{own}: an advantage is not finite")
+        if len(is_trained) and is_trained[0]:
+            raise LearnerError(f"{own}: a sampled token has nothing before it")
+        yield FlatSequence(
+            token_ids=token_ids,
+            is_trained=is_trained,
+            behaviour=behaviour,
+            versions=versions,
+            advantages=np.asarray(advantages, dtype=np.float32),
+            nodes=path,
+            node_lengths=tuple(len(nodes[i].token_ids) for i in path),
+            sample=index,
+            leaf_weight=weight,
         )
 
-    sequence = FlatSequence(
-        token_ids=np.concatenate([n.token_ids for n in nodes]).astype(np.int32, copy=False),
-        is_trained=np.concatenate([np.full(len(n.token_ids), s) for n, s in zip(nodes, is_sampled, strict=True)]),
-        behaviour=spread([n.logprobs for n in nodes], np.float32),
-        versions=spread([n.versions for n in nodes], np.int32),
-        advantages=np.asarray(advantages, dtype=np.float32),
-        nodes=tuple(path),
-        node_lengths=tuple(len(n.token_ids) for n in nodes),
-        sample=index,
-    )
-    if len(sequence.advantages) != len(sequence.token_ids):
-        raise LearnerError(f"{where}: {len(sequence.token_ids)} tokens have {len(sequence.advantages)} advantages")
-    if len(sequence.is_trained) and sequence.is_trained[0]:
-        raise LearnerError(f"{where}: a sampled token has nothing before it")
-    for name, values in (("log-probability", sequence.behaviour), ("advantage", sequence.advantages)):
-        if not np.isfinite(values).all():
-            raise LearnerError(f"{where}: a {name} is not finite")
-    return sequence
+
+class _NodeArrays(NamedTuple):
+    """What a node adds to each path through it."""
+
+    token_ids: Int32
+    is_trained: Bool
+    behaviour: Float32
+    versions: Int32
+
+
+def _of_node(node: Node, where: str) -> _NodeArrays:
+    length = len(node.token_ids)
+    token_ids = np.asarray(node.token_ids, dtype=np.int32)
+    if node.kind is not NodeKind.SAMPLED:
+        zeros = np.zeros(length, np.int32)
+        return _NodeArrays(token_ids, np.zeros(length, bool), zeros.astype(np.float32), zeros)
+    if not len(node.logprobs) == len(node.versions) == length:
+        raise LearnerError(
+            f"{where}: {length} sampled tokens have {len(node.logprobs)} log-probabilities and "
+            f"{len(node.versions)} versions"
+        )
+    if not np.isfinite(node.logprobs).all():
+        raise LearnerError(f"{where}: a log-probability is not finite")
+    behaviour, versions = np.asarray(node.logprobs, dtype=np.float32), np.asarray(node.versions, dtype=np.int32)
+    return _NodeArrays(token_ids, np.ones(length, bool), behaviour, versions)

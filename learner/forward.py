@@ -13,7 +13,7 @@ from learner.attention import Layout
 from learner.config import LearnerConfig
 from learner.logprobs import token_logprobs
 from learner.mcore import get_forward_backward_func
-from learner.objective import row_objective
+from learner.objective import Before, row_objective
 from learner.parallel import Parallel
 from learner.rows import Row, padded
 from learner.statistics import RowStatistics
@@ -47,23 +47,21 @@ class RowRunner:
 
         return [padded(row, target(row)) for row in rows]
 
-    def train(self, rows: Sequence[Row], *, proximal: Sequence[Tensor] | None, versions: Int32) -> RowStatistics:
+    def train(self, rows: Sequence[Row], before: Sequence[Before], *, versions: Int32) -> RowStatistics:
         """Forward and backward over all rows; gradients are reduced over replicas, ready for the optimiser.
 
-        `versions` are all that sampled tokens of the batch, ascending.
-
-        Returns this rank's sums: nothing on ranks that do not speak for a last stage, so that they add up over ranks.
+        `versions` are all that sampled tokens of the batch, ascending. Returns this rank's sums: nothing on ranks that
+        do not speak for a last stage, so that they add up over ranks.
         """
 
         def objective(index: int, row: Row, logits: Tensor) -> tuple[Tensor, RowStatistics]:
             logprobs_N, entropies_N = self._score(row, logits)
-            before_N = None if proximal is None else proximal[index]
             return row_objective(
                 self._config,
                 row,
+                before[index],
                 logprobs_N=logprobs_N,
                 entropies_N=entropies_N,
-                proximal_N=before_N,
                 versions=versions,
             )
 

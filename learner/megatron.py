@@ -1,38 +1,35 @@
 """MegatronLearner: batches of trees in, weights out, on one process or on many that call the same methods."""
 
-import copy
 import logging
-import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.errors import LearnerError
 from engine.inference.shape import read_shape
 from engine.reports import StepReport
 from engine.types import Batch, Float32, Int32, WeightRef
 from learner import checkpoint
-from learner.batcher import pack, plan, split_minibatches
+from learner.batcher import pack
 from learner.config import LearnerConfig
-from learner.correction import needs_proximal
-from learner.flatten import FlatSequence, flatten
+from learner.flatten import FlatSequence
 from learner.forward import RowRunner
 from learner.hf_transfer import export_weights, import_weights
 from learner.layout import check_layout
 from learner.mcore import DistributedDataParallel, DistributedDataParallelConfig, no_megatron_warnings
 from learner.mcore_cpu import cuda_means_cpu
-from learner.model import DTYPES, build_model
+from learner.model import DTYPES, PolicyModel, build_model
 from learner.optimizer import PolicyOptimizer
 from learner.parallel import Parallel
 from learner.rows import Row
 from learner.schedule import learning_rate
-from learner.statistics import RowStatistics, versions_of
+from learner.training import Training
 
 logger = logging.getLogger(__name__)
 
@@ -101,12 +98,16 @@ class MegatronLearner:
             grad_reduce_in_fp32=self._config.dtype == "bf16",
             use_distributed_optimizer=self._config.distributed_optimizer,
         )
-        module = build_model(self._shape, self._config, self._parallel)
-        import_weights(module, self._model_path, shape=self._shape, parallel=self._parallel)
-        self._module = module
+        self._module = module = self._loaded()
         self._model = DistributedDataParallel(config=module.config, ddp_config=ddp, module=module)
         self._optimizer = PolicyOptimizer(self._model, self._config)
-        self._runner = RowRunner(self._model, shape=self._shape, config=self._config, parallel=self._parallel)
+        self._reference = None if self._config.kl is None else self._loaded().requires_grad_(False)
+
+    def _loaded(self) -> PolicyModel:
+        """This rank's part of the model as the folder has it."""
+        module = build_model(self._shape, self._config, self._parallel)
+        import_weights(module, self._model_path, shape=self._shape, parallel=self._parallel)
+        return module
 
     @property
     def config(self) -> LearnerConfig:
@@ -119,86 +120,36 @@ class MegatronLearner:
 
     @_on_device
     def step(self, batch: Batch) -> StepReport:
-        """Train on one batch: `num_minibatches` updates, then the version is one higher.
+        """Train on one batch: `num_minibatches` updates, then the version is one higher; see `Training.step`.
 
-        The report's loss and norm are means over the updates, its other figures means over all trained tokens. Several
-        updates keep a copy of the state until the last one, to be able to undo. Raises `LearnerError`, naming the step,
-        for a batch it cannot train on and where the loss or the gradient is not finite; then nothing was applied.
+        Raises `LearnerError`, naming the step, for a batch it cannot train on; then nothing was applied.
         """
-        started_s = time.monotonic()
-        sequences = flatten(batch)
-        self._check_tokens([s.token_ids for s in sequences])
-        replica, num_replicas = self._parallel.dp_rank, self._parallel.dp_size
-        minibatches = [
-            plan(own, self._config, replica=replica, num_replicas=num_replicas)
-            for own in split_minibatches(sequences, self._config.num_minibatches)
-        ]
-        if not minibatches:
-            raise LearnerError(f"step {batch.step}: the batch holds no trained token")
-        versions = versions_of(sequences)
+        for sample in batch.samples:
+            self._check_tokens([n.token_ids for n in sample.group.tree.nodes])
         rate = learning_rate(self._config.schedule, lr=self._config.lr, step=self._num_steps)
-        proximal = self._proximal([m.rows for m in minibatches])
-        undo = copy.deepcopy(self._state()) if len(minibatches) > 1 else None
-        totals, norms = RowStatistics.nothing(len(versions), self._parallel.device), []
-        losses: list[float] = []
-        for (rows, _), before in zip(minibatches, proximal, strict=True):
-            statistics, norm = self._update_gradients(rows, before, versions)
-            loss = float(statistics.sums[:, 0].sum())
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                if undo is not None and norms:
-                    self._restore(undo)
-                raise LearnerError(f"step {batch.step}: {loss=}, gradient norm={norm}; nothing was applied")
-            self._optimizer.apply(learning_rate=rate, grad_norm=norm)
-            totals = totals + statistics
-            norms.append(norm)
-            losses.append(loss)
+        report = self._training(self._config).step(batch, version=self._version + 1, learning_rate=rate)
         self._version += 1
         self._num_steps += 1
-        return StepReport(
-            step=batch.step,
-            version=self._version,
-            loss=sum(losses) / len(losses),
-            grad_norm=sum(norms) / len(norms),
-            learning_rate=rate,
-            num_trained_tokens=sum(s.num_trained for s in sequences),
-            num_computed_tokens=sum(m.num_computed_tokens for m in minibatches),
-            num_path_tokens=sum(len(s.token_ids) for s in sequences),
-            duration_s=time.monotonic() - started_s,
-            by_version=totals.by_version(versions),
-            **totals.means(),
-        )
+        return report
 
     @_on_device
     def gradients(self, batch: Batch, config: LearnerConfig | None = None) -> dict[str, Tensor]:
         """Gradients of a batch's loss under the present weights, as of one update, by the names of this rank's
         parameters; nothing is applied. `config` asks about another loss, correction or packing than the learner's."""
-        asked = config or self._config
-        runner = RowRunner(self._model, shape=self._shape, config=asked, parallel=self._parallel)
-        sequences = flatten(batch)
-        rows, _ = plan(sequences, asked, replica=self._parallel.dp_rank, num_replicas=self._parallel.dp_size)
-        self._optimizer.zero_grad()
-        runner.train(rows, proximal=None, versions=versions_of(sequences))
-        return {name: p.main_grad.clone() for name, p in self._module.named_parameters()}
+        return self._training(config or self._config).gradients(batch)
 
-    def _proximal(self, minibatches: list[list[Row]]) -> list[list[Tensor] | None]:
-        """Log-probabilities before the step, where later updates need them; the first update reads its own."""
-        is_needed = needs_proximal(self._config.correction) and not self._config.is_supervised
-        if len(minibatches) == 1 or not is_needed:
-            return [None] * len(minibatches)
-        temperature = self._config.temperature
-        return [self._runner.logprobs(rows, temperature=temperature) for rows in minibatches]
+    def _training(self, config: LearnerConfig) -> Training:
+        def runner(model: nn.Module) -> RowRunner:
+            return RowRunner(model, shape=self._shape, config=config, parallel=self._parallel)
 
-    def _update_gradients(
-        self, rows: list[Row], proximal: list[Tensor] | None, versions: Int32
-    ) -> tuple[RowStatistics, float]:
-        """Gradients of one mini-batch, its statistics over all ranks, and the global norm."""
-        self._optimizer.zero_grad()
-        own = self._runner.train(rows, proximal=proximal, versions=versions)
-        statistics = RowStatistics(
-            sums=self._parallel.total(own.sums),
-            max_log_ratio=self._parallel.total(own.max_log_ratio, maximum=True),
+        return Training(
+            self._module,
+            optimizer=self._optimizer,
+            runner=runner(self._model),
+            reference=None if self._reference is None else runner(self._reference),
+            config=config,
+            parallel=self._parallel,
         )
-        return statistics, self._optimizer.prepare()
 
     def _check_tokens(self, token_ids: Sequence[Int32]) -> None:
         for ids in token_ids:
@@ -216,7 +167,8 @@ class MegatronLearner:
         self._check_tokens(sequences)
         flat = [FlatSequence.scored(ids, sample=index) for index, ids in enumerate(sequences)]
         rows = pack(flat, budget=self._config.micro_batch_tokens)
-        scored = self._runner.logprobs(rows, temperature=temperature)
+        runner = RowRunner(self._model, shape=self._shape, config=self._config, parallel=self._parallel)
+        scored = runner.logprobs(rows, temperature=temperature)
         results = [np.zeros(len(ids), np.float32) for ids in sequences]
         for row, values in zip(rows, self._from_last_stage(scored, rows), strict=True):
             for member, positions, own in row.split(values[row.tokens]):
@@ -284,17 +236,6 @@ class MegatronLearner:
             tensor_parallel=self._parallel.tp_size,
             shape=self._shape,
         )
-
-    def _state(self) -> dict[str, Any]:
-        """This rank's parameters and optimiser: the living tensors, not copies."""
-        parameters = {name: p.detach() for name, p in self._module.named_parameters()}
-        return {"parameters": parameters, "optimizer": self._optimizer.state()}
-
-    @torch.no_grad()
-    def _restore(self, state: dict[str, Any]) -> None:
-        for name, parameter in self._module.named_parameters():
-            parameter.copy_(state["parameters"][name])
-        self._optimizer.restore(state["optimizer"])
 
     def close(self) -> None:
         """Leave the groups; the process may hold another learner afterwards. Further calls do nothing."""

@@ -3,7 +3,7 @@
 Axes: N scored tokens of the row, E trained tokens of its trajectories, V versions of the batch.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,23 +14,28 @@ from engine.types import Int32
 from learner.config import LearnerConfig, NoCorrection
 from learner.correction import clamp_log_ratio, correct
 from learner.loss import token_loss
+from learner.regularisers import regularised
 from learner.rows import Row
 from learner.statistics import RowStatistics
 
 
+class Before(NamedTuple):
+    """What is known of a row before it is trained; unset where the configuration does not ask for it."""
+
+    proximal: Tensor | None = None
+    """[N] log-probabilities at the start of the step; unset where the present weights still are those."""
+    reference: Tensor | None = None
+    """[N] log-probabilities of the reference policy."""
+    keep: Tensor | None = None
+    """[E] which tokens M2PO keeps of the mini-batch."""
+
+
 def row_objective(
-    config: LearnerConfig,
-    row: Row,
-    *,
-    logprobs_N: Tensor,
-    entropies_N: Tensor,
-    proximal_N: Tensor | None,
-    versions: Int32,
+    config: LearnerConfig, row: Row, before: Before, *, logprobs_N: Tensor, entropies_N: Tensor, versions: Int32
 ) -> tuple[Tensor, RowStatistics]:
     """sum over the row's trained tokens of weight * correction * loss; weights hold the mini-batch's denominator.
 
-    A token that several trajectories share is scored once and counts for each of them. `proximal_N` unset: the proximal
-    policy is taken to be the present one, which it is in the first update of a step. Train against behaviour (k3,
+    A token that several trajectories share is scored once and counts for each of them. Train against behaviour (k3,
     ratio) is measured with the proximal policy. A supervised loss has no behaviour policy: it is not corrected, and
     reports a k3 of 0 and a ratio of 1. `versions` are those of the whole batch, ascending.
     """
@@ -38,27 +43,51 @@ def row_objective(
     def tensor(values: NDArray[Any]) -> Tensor:
         return torch.from_numpy(values).to(logprobs_N)
 
-    tokens_E = torch.from_numpy(row.tokens).long().to(logprobs_N.device)
-    logprobs_E = logprobs_N[tokens_E]
-    proximal_E = None if proximal_N is None else proximal_N[tokens_E]
-    behaviour_E, correction = tensor(row.behaviour), config.correction
+    def index(values: Int32) -> Tensor:
+        return torch.from_numpy(values).long().to(logprobs_N.device)
+
+    tokens_E, leaf_E, num_leaves = index(row.tokens), index(row.leaves), len(row.counts)
+    logprobs_E, entropies_E = logprobs_N[tokens_E], entropies_N[tokens_E]
+    proximal_E = None if before.proximal is None else before.proximal[tokens_E]
+    reference_E = None if before.reference is None else before.reference[tokens_E]
+    behaviour_E, correction, rejections = tensor(row.behaviour), config.correction, config.rejections
     if config.is_supervised:
-        behaviour_E, correction = logprobs_E.detach(), NoCorrection()
-    corrected = correct(correction, logprobs_N=logprobs_E, behaviour_N=behaviour_E, proximal_N=proximal_E)
+        behaviour_E, correction, rejections = logprobs_E.detach(), NoCorrection(), ()
+    corrected = correct(
+        correction,
+        rejections=rejections,
+        logprobs_N=logprobs_E,
+        behaviour_N=behaviour_E,
+        proximal_N=proximal_E,
+        leaf_N=leaf_E,
+        num_leaves=num_leaves,
+        keep_N=before.keep,
+    )
     losses = token_loss(
         config.loss,
         logprobs_N=logprobs_E,
         log_ratio_N=corrected.log_ratio,
         advantages_N=tensor(row.advantages),
+        leaf_N=leaf_E,
+        num_leaves=num_leaves,
     )
-    losses_E = tensor(row.weights) * corrected.weights * losses.loss
-    with torch.no_grad():
-        log_rho_E = clamp_log_ratio((logprobs_E if proximal_E is None else proximal_E) - behaviour_E).double()
-        k3_E = log_rho_E.exp() - 1 - log_rho_E
-        is_clipped_E = losses.is_clipped.double()
-        columns = (losses_E.double(), entropies_N[tokens_E].double(), k3_E, is_clipped_E, torch.ones_like(k3_E))
-        statistics = RowStatistics.nothing(len(versions), logprobs_N.device)
-        version_E = torch.from_numpy(np.searchsorted(versions, row.versions)).to(logprobs_N.device)
-        statistics.sums.index_add_(0, version_E, torch.stack(columns, dim=1))
-        statistics.max_log_ratio.scatter_reduce_(0, version_E, log_rho_E, reduce="amax")
-    return losses_E.sum(), statistics
+    loss_E = regularised(
+        losses.loss,
+        kl=config.kl,
+        entropy_coef=config.entropy_coef,
+        logprobs_N=logprobs_E,
+        entropies_N=entropies_E,
+        reference_N=reference_E,
+    )
+    loss_E = tensor(row.weights) * corrected.weights * loss_E
+    log_rho_E = clamp_log_ratio((logprobs_E if proximal_E is None else proximal_E) - behaviour_E)
+    statistics = RowStatistics.of(
+        torch.from_numpy(np.searchsorted(versions, row.versions)).to(logprobs_N.device),
+        num_versions=len(versions),
+        loss_E=loss_E,
+        entropies_E=entropies_E,
+        log_rho_E=log_rho_E,
+        is_clipped_E=losses.is_clipped,
+        is_rejected_E=corrected.is_rejected,
+    )
+    return loss_E.sum(), statistics

@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch import distributed as dist
 from torch.distributed import ProcessGroup
@@ -130,6 +131,14 @@ class Parallel:
             return [value]
         dist.all_gather_object(values, value)
         return values
+
+    def gather_replicas(self, values: NDArray[Any]) -> list[NDArray[Any]]:
+        """The arrays of all replicas, in order, on each of them; lengths may differ."""
+        gathered: list[Any] = [None] * self.dp_size
+        if self.dp_size == 1:
+            return [values]
+        dist.all_gather_object(gathered, values, group=parallel_state.get_data_parallel_group())
+        return gathered
 
     def together(self, work: Callable[[], T], *, kind: type[ArpoError]) -> list[T]:
         """Do this rank's part of something; returns what it came to on every rank, in order.

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -138,6 +138,7 @@ class World:
             checkpoint_path=lambda step: f"checkpoint-{step}",
             emit=self.emit,
             evaluate=self.evaluate,
+            credit_batch=self.credit_batch,
         )
         await controller.run()
         self.end_s = asyncio.get_running_loop().time()
@@ -167,6 +168,13 @@ class World:
             return None
         sizes = [group.tree.token_ids(t.leaf).size for t in group.trajectories]
         return Sample(group=group, advantages=tuple(np.zeros(size, np.float32) for size in sizes))
+
+    def credit_batch(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+        """Marks every sample with its place among the others."""
+        return [
+            msgspec.structs.replace(sample, advantages=tuple(a + np.float32(place) for a in sample.advantages))
+            for place, sample in enumerate(samples, 1)
+        ]
 
     def run(self) -> "World":
         run_virtual(self.main())
@@ -207,6 +215,13 @@ def test_every_prompt_is_trained_exactly_once(tokenizer: HfTokenizer) -> None:
     world = World(tokenizer, train=TrainConfig(batch_size=4, max_staleness=1), rollout=small()).run()
     assert sorted(world.trained) == [f"e0-r{row:03d}" for row in range(24)]
     assert [e.report.version for e in world.of(StepFinished)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_credit_sees_the_samples_of_a_step_together_and_in_their_order(tokenizer: HfTokenizer) -> None:
+    world = World(tokenizer, train=TrainConfig(batch_size=4, max_staleness=1), rollout=small()).run()
+    for batch, taken in zip(world.trainer.batches, world.of(BatchTaken), strict=True):
+        assert tuple(s.group.prompt.prompt_id for s in batch.samples) == taken.prompt_ids
+        assert [float(s.advantages[0][0]) for s in batch.samples] == [1, 2, 3, 4]
 
 
 def test_staleness_never_exceeds_its_bound_and_uses_it(tokenizer: HfTokenizer) -> None:

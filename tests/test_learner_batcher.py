@@ -1,5 +1,7 @@
 """The flat form of trees, and rows under a budget."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -117,8 +119,21 @@ def test_balanced_parts_differ_by_at_most_the_largest_item(sizes: list[int], num
 def test_normalisations_weigh_tokens_as_their_definitions_say() -> None:
     sequences = [FlatSequence.scored(np.zeros(n, np.int32)) for n in (2, 4, 1)]  # 1, 3 and 0 trained tokens
     assert loss_weights(sequences, TokenMean())[:2] == [1 / 4, 1 / 4]
-    assert loss_weights(sequences, SequenceMean()) == [1 / 2, 1 / 6, 0]
-    assert loss_weights(sequences, ConstantLength(length=10)) == [1 / 20, 1 / 20, 0]
+    assert loss_weights(sequences, SequenceMean())[:2] == [1 / 2, 1 / 6]
+    assert loss_weights(sequences, ConstantLength(length=10))[:2] == [1 / 20, 1 / 20]
+
+
+def test_leaf_weights_make_the_means_weighted_ones() -> None:
+    lengths_and_weights = ((2, 0.5), (4, 1.5))  # 1 and 3 trained tokens
+    sequences = [replace(FlatSequence.scored(np.zeros(n, np.int32)), leaf_weight=w) for n, w in lengths_and_weights]
+    token_mean, sequence_mean, constant = (
+        loss_weights(sequences, normalisation, leaf_weighting="inverse_branching")
+        for normalisation in (TokenMean(), SequenceMean(), ConstantLength(length=10))
+    )
+    assert token_mean == [0.5 / 5, 1.5 / 5]
+    assert sequence_mean == [1 / 4, 1 / 4]
+    assert constant == [0.5 / 20, 1.5 / 20]
+    assert loss_weights(sequences, TokenMean()) == [1 / 4, 1 / 4]
 
 
 def test_minibatches_are_shares_of_prompts_and_none_is_empty() -> None:

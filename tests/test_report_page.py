@@ -44,7 +44,8 @@ from engine.events import (
 )
 from engine.journal import Journal
 from engine.types import Int32
-from learner.advantage import ArpoSoft, estimate
+from learner.advantage import estimate
+from learner.config import ArpoSoft
 from tests.report_runs import Story, report, step, text_of
 from tools.toolworld import ToolworldConfig
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from actors.config import Config
+from actors.credit import credit
 from actors.quantities import count, duration, percent
 from actors.report.entropy_section import entropy_section
 from actors.report.findings import what_was_taught
@@ -23,7 +24,6 @@ from actors.run_dir import RunDir, write_whole
 from engine import journal
 from engine.config import to_json
 from engine.rollout_config import RolloutConfig
-from learner.advantage import estimate
 
 REPORT = "report.html"
 
@@ -117,7 +117,7 @@ def _tree(record: RunRecord, config: Config | None, *, text: DecodeText, probe_t
     chosen = choose(record.trees, num_steps=record.num_steps)
     if chosen is None:
         return None
-    sample = None if config is None else estimate(chosen.group, config.learner.advantage)
+    sample = None if config is None else credit(chosen.group, config)
     return lay_out(chosen, text=text, probe_tokens=probe_tokens, sample=sample)
 
 
