@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from learner.advantage import estimate
+    from learner.batch_credit import finish_batch
     from learner.config import LearnerConfig
     from learner.megatron import MegatronLearner
 
@@ -36,9 +37,10 @@ _HOMES = {
     "LearnerConfig": "learner.config",
     "MegatronLearner": "learner.megatron",
     "estimate": "learner.advantage",
+    "finish_batch": "learner.batch_credit",
 }
 
-__all__ = ["LearnerConfig", "MegatronLearner", "estimate"]
+__all__ = ["LearnerConfig", "MegatronLearner", "estimate", "finish_batch"]
 
 
 def __getattr__(name: str) -> Any:

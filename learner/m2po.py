@@ -10,7 +10,7 @@ RESOLUTION = 1e-6
 def m2po_keep(log_rho_N: NDArray[np.floating], *, tau: float) -> NDArray[np.bool_]:
     """[N] true for the most tokens, smallest (log rho)^2 first, whose mean square is at most `tau` (2510.01161).
 
-    `log_rho_N` = log p - log b of all trained tokens of the mini-batch, a shared one once for each trajectory; tokens of
+    `log_rho_N` = log p - log b of all trained tokens of the mini-batch, a shared one once for each trajectory; those of
     equal squares stay or go together, so that the order of tokens does not matter. With tau 0.04: 0.1, -0.3, 0.1 keeps
     all (mean 0.037), 0.1, -0.5, 0.1 drops the second (0.09, then 0.01).
     """

@@ -1,0 +1,53 @@
+"""The documents say what the configuration takes, and leave nothing out."""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, get_args
+
+import msgspec
+import pytest
+
+from actors.config import Config
+from engine.config import decode
+from engine.config_layers import overlaid
+from learner.config import AdvantageConfig, CorrectionConfig, LossConfig, NormalisationConfig, RejectionConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+ALGORITHMS = (ROOT / "docs" / "algorithms.md").read_text()
+SNIPPETS = [
+    pytest.param(block, id=f"{path.stem}-{number}")
+    for path in sorted((ROOT / "docs").glob("*.md"))
+    for number, block in enumerate(re.findall(r"```toml\n(.*?)```", path.read_text(), re.DOTALL))
+]
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_every_snippet_is_decoded_over_a_shipped_configuration(snippet: str) -> None:
+    said = tomllib.loads(snippet)
+    demo = tomllib.loads((ROOT / "configs" / "demo.toml").read_text())
+    config = decode(overlaid(demo, said), Config, source="the snippet")
+    found: Any = msgspec.json.decode(msgspec.json.encode(config))
+    # a snippet shows something: none of its keys is lost on the way
+    assert overlaid(found, said) == found
+
+
+@pytest.mark.parametrize(
+    "union", [AdvantageConfig, LossConfig, CorrectionConfig, RejectionConfig, NormalisationConfig], ids=str
+)
+def test_every_choice_of_an_algorithm_is_described(union: Any) -> None:
+    tags = [kind.__struct_config__.tag for kind in get_args(union)]
+    assert [tag for tag in tags if f"`{tag}`" not in ALGORITHMS] == []
+
+
+def test_every_preset_is_described_and_no_other() -> None:
+    table = ALGORITHMS.split("| file |")[1].split("\n\n")[0]
+    described = {name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert described == {path.stem for path in (ROOT / "configs" / "algorithms").glob("*.toml")}
+
+
+def test_the_command_lines_it_shows_are_taken() -> None:
+    lines = re.findall(r"^    arpo train CONFIG (.+)$", ALGORITHMS, re.MULTILINE)
+    assert lines
+    for line in lines:
+        Config.load(ROOT / "configs" / "demo.toml", *line.split())
