@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable
 
-from engine.errors import GeneratorError, GeneratorLostError, LearnerError, RequestRefusedError
+from engine.errors import DataError, GeneratorError, GeneratorLostError, LearnerError, RequestRefusedError
 from engine.interfaces import Generator
 from engine.types import (
     Batch,
@@ -35,6 +35,8 @@ class ScriptedTrainer:
         self.version: Version = 0
         self.batches: list[Batch] = []
         self.saved: dict[str, Version] = {}
+        self.torn: set[str] = set()
+        """Checkpoints that are refused until they are saved again."""
 
     async def step(self, batch: Batch) -> StepReport:
         await asyncio.sleep(self._step_s)
@@ -65,10 +67,11 @@ class ScriptedTrainer:
 
     async def save(self, path: str) -> None:
         self.saved[path] = self.version
+        self.torn.discard(path)
 
     async def load(self, path: str) -> Version:
-        if path not in self.saved:
-            raise LearnerError(f"{path}: no such checkpoint")
+        if path not in self.saved or path in self.torn:
+            raise DataError(f"{path}: no checkpoint, or a torn one")
         self.version = self.saved[path]
         return self.version
 
