@@ -221,15 +221,15 @@ class LocalRuntime:
         killed run leaves nothing twice."""
         digest = hashlib.blake2b(f"{self.run_dir.resolve()}/{name}".encode(), digest_size=6).hexdigest()
         chosen = self.config.runtime.weights_dir
-        folder = (Path(chosen) if chosen else _base_for_weights(num_bytes)) / f"arpo-{digest}"
+        folder = (Path(chosen) if chosen else base_for_weights(num_bytes)) / f"arpo-{digest}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700, parents=True)
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         return folder
 
 
-def _base_for_weights(num_bytes: int) -> Path:
-    """Shared memory, where it holds the published versions; containers often have 64 MiB of it."""
+def base_for_weights(num_bytes: int) -> Path:
+    """Shared memory, where it holds the published versions, of so many bytes each; containers often have 64 MiB."""
     if SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > KEPT_WEIGHTS * num_bytes:
         return SHARED_MEMORY
     base = Path(tempfile.gettempdir())
