@@ -9,15 +9,18 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from actors.cli import BAD_INPUT, INTERRUPTED, REFUSED
 from actors.config import Config
-from engine.errors import ArpoError, ConfigError, DataError, LearnerError, cause
+from engine.errors import ArpoError, ConfigError, DataError, cause
+
+if TYPE_CHECKING:
+    from actors.remote import RemoteTrainer
 
 T = TypeVar("T")
 
@@ -206,7 +209,7 @@ def _bench(arguments: argparse.Namespace) -> int:
 
     json_file = None if arguments.json is None else _output(arguments.json, option="--json")
     with Display(Path()) as display:
-        names = ("decode", "async", "prefix") if arguments.name == "all" else (arguments.name,)
+        names = ("decode", "async", "prefix", "weights") if arguments.name == "all" else (arguments.name,)
         options = {"is_quick": arguments.quick, "sglang_python": arguments.sglang_python}
         reports = [run_bench(name, on_progress=display.note, **options) for name in names]
         for report in reports:
@@ -235,15 +238,25 @@ def _export(arguments: argparse.Namespace) -> int:
     async def main() -> None:
         async with LocalRuntime(materialise(config), Path(scratch)) as runtime:
             trainer = await runtime.start_trainer(runtime.model_path)
-            try:
-                await trainer.load(str(checkpoints[-1]))
-            except LearnerError as error:
-                raise DataError(str(error)) from None
+            await _load_newest(trainer, checkpoints)
             await trainer.export_hf(arguments.hf)
 
     with tempfile.TemporaryDirectory(prefix="arpo-export-") as scratch:
         _interruptible(main())
     return 0
+
+
+async def _load_newest(trainer: "RemoteTrainer", checkpoints: Sequence[Path]) -> None:
+    """The newest checkpoint that is whole. Raises `DataError` where none is."""
+    for path in reversed(checkpoints):
+        try:
+            await trainer.load(str(path))
+        except DataError as error:
+            if path == checkpoints[0]:
+                raise
+            logger.warning("%s; exporting the checkpoint before it", error)
+        else:
+            return
 
 
 _COMMANDS = {

@@ -11,6 +11,7 @@ from typing import Self
 
 from actors.cluster import Cluster, LocalCluster
 from actors.config import Config, HfModel, RuntimeConfig
+from actors.doctor.sizes import published_bytes
 from actors.entering import enter_all
 from actors.generators import generator_starts
 from actors.messages import StartLearner, StartRollouts, StartTools
@@ -41,8 +42,8 @@ from tools.schema import Tool
 logger = logging.getLogger(__name__)
 
 SHARED_MEMORY = Path("/dev/shm")
-KEPT_WEIGHTS = 4
-"""Versions that must fit: two published ones, one being written, and as much again where float32 becomes of bf16."""
+KEPT_WEIGHTS = 3
+"""Versions that must fit: two published ones, and the next one while it is written."""
 
 
 class LocalRuntime:
@@ -63,7 +64,7 @@ class LocalRuntime:
         self.model_path = config.model.path
         self.run_dir = run_dir
         self.tokenizer = load_tokenizer(self.model_path)
-        shape = read_shape(self.model_path)
+        shape = self._shape = read_shape(self.model_path)
         check_weights(self.model_path, parameter_shapes(shape))
         for number, stage in enumerate(config.sft):
             check_layout(shape, stage.learner, section=f"sft.{number}.learner")
@@ -154,7 +155,7 @@ class LocalRuntime:
     ) -> AsyncGenerator[RemoteTrainer, None]:
         """The ranks of a learner, for the length of the block; they meet at a port on loopback."""
         async with AsyncExitStack() as stack:
-            weights_dir = self._weights_dir(name, stack)
+            weights_dir = self._weights_dir(name, published_bytes(self._shape, config), stack)
             await self._cluster.reserve("learner", config.world_size)
             address = await self._cluster.meeting_point() if config.world_size > 1 else None
             starts = [
@@ -215,24 +216,20 @@ class LocalRuntime:
 
         return grow
 
-    def _weights_dir(self, name: str, stack: AsyncExitStack) -> Path:
-        """A folder in shared memory where there is room; one a run, so that a killed run leaves nothing twice."""
+    def _weights_dir(self, name: str, num_bytes: int, stack: AsyncExitStack) -> Path:
+        """A folder for weights of so many bytes a version, in shared memory where there is room; one a run, so that a
+        killed run leaves nothing twice."""
         digest = hashlib.blake2b(f"{self.run_dir.resolve()}/{name}".encode(), digest_size=6).hexdigest()
         chosen = self.config.runtime.weights_dir
-        base = (
-            Path(chosen)
-            if chosen
-            else _base_for_weights(sum(file.stat().st_size for file in Path(self.model_path).glob("*.safetensors")))
-        )
-        folder = base / f"arpo-{digest}"
+        folder = (Path(chosen) if chosen else base_for_weights(num_bytes)) / f"arpo-{digest}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700, parents=True)
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         return folder
 
 
-def _base_for_weights(num_bytes: int) -> Path:
-    """Shared memory, where it holds the published versions; containers often have 64 MiB of it."""
+def base_for_weights(num_bytes: int) -> Path:
+    """Shared memory, where it holds the published versions, of so many bytes each; containers often have 64 MiB."""
     if SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > KEPT_WEIGHTS * num_bytes:
         return SHARED_MEMORY
     base = Path(tempfile.gettempdir())

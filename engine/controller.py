@@ -18,6 +18,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 from engine.buffer import GroupBuffer
+from engine.checkpoints import Checkpoints
 from engine.cohort import Cohort
 from engine.cohorts import Cohorts
 from engine.deadline import within
@@ -25,7 +26,6 @@ from engine.errors import GeneratorError
 from engine.events import (
     AnyEvent,
     BatchTaken,
-    Checkpointed,
     Evaluated,
     GroupRefused,
     PromptAdmitted,
@@ -84,7 +84,9 @@ class Controller:
         self._credit_batch = credit_batch
         self._generators = generators
         self._trainer = trainer
-        self._checkpoint_path = checkpoint_path
+        self._checkpoints = Checkpoints(
+            state, trainer=trainer, every=config.checkpoint_every, path_of=checkpoint_path, emit=emit
+        )
         self._emit = emit
         self._evaluate = evaluate
         self._buffer = GroupBuffer(
@@ -101,7 +103,6 @@ class Controller:
         self._num_wanted = state.num_admitted - (0 if config.deterministic else state.num_refused)
         """Groups the steps can be made of: admitted and not refused; by cohort, refused ones are not replaced."""
         self._num_failed_in_a_row = 0
-        self._num_saved = 0 if state.checkpoint is None else state.checkpoint.step
         self._num_evaluated = max(state.evaluated_step, 0)
         self._num_refused_in_a_row = 0
         self._is_produced = False
@@ -126,11 +127,11 @@ class Controller:
         is the first one `_train` works on: what generates meanwhile keeps the weights it had.
         """
         state = self._state
-        if state.checkpoint is not None:
-            await self._trainer.load(state.checkpoint.path)
+        loaded = await self._checkpoints.load()
         for step, groups in sorted(state.batches.items()):
-            if step <= state.published_step:
+            if loaded < step <= state.published_step:
                 await self._train_on(step, groups)
+                await self._checkpoints.mend(step)
         if state.published_step:
             await self._publish(state.published_step, ())
         held = [*state.admissions.values(), *(state.refused.values() if self._config.deterministic else ())]
@@ -264,11 +265,7 @@ class Controller:
     async def _close_step(self, step: int, *, is_last: bool) -> None:
         """Make the checkpoint and the evaluation that are due behind a step, unless they are there already."""
         version, every = self._buffer.version, self._config.eval_every
-        if step > self._num_saved and (is_last or step % self._config.checkpoint_every == 0):
-            path = self._checkpoint_path(step)
-            await self._trainer.save(path)
-            self._emit(Checkpointed(step=step, version=version, path=path))
-            self._num_saved = step
+        await self._checkpoints.save_if_due(step, version=version, is_last=is_last)
         if self._evaluate and every and step > self._num_evaluated and (is_last or step % every == 0):
             self._emit(Evaluated(step=step, version=version, metrics=await self._evaluate()))
             self._num_evaluated = step

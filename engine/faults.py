@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable
 
-from engine.errors import GeneratorError, GeneratorLostError, LearnerError, RequestRefusedError
+from engine.errors import DataError, GeneratorError, GeneratorLostError, LearnerError, RequestRefusedError
 from engine.interfaces import Generator
 from engine.reports import GeneratorStatistics, StepReport
 from engine.types import Batch, Completion, GenerateRequest, UpdateMode, Version, WeightRef
@@ -27,6 +27,8 @@ class ScriptedTrainer:
         self.version: Version = 0
         self.batches: list[Batch] = []
         self.saved: dict[str, Version] = {}
+        self.torn: set[str] = set()
+        """Checkpoints that are refused until they are saved again."""
 
     async def step(self, batch: Batch) -> StepReport:
         await asyncio.sleep(self._step_s)
@@ -57,10 +59,11 @@ class ScriptedTrainer:
 
     async def save(self, path: str) -> None:
         self.saved[path] = self.version
+        self.torn.discard(path)
 
     async def load(self, path: str) -> Version:
-        if path not in self.saved:
-            raise LearnerError(f"{path}: no such checkpoint")
+        if path not in self.saved or path in self.torn:
+            raise DataError(f"{path}: no checkpoint, or a torn one")
         self.version = self.saved[path]
         return self.version
 

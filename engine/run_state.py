@@ -63,9 +63,10 @@ class RunState:
     used: dict[int, CohortUse] = field(default_factory=dict[int, CohortUse])
     """By cohort, by trees that left it."""
     batches: dict[int, tuple[TrajectoryGroup, ...]] = field(default_factory=dict[int, tuple[TrajectoryGroup, ...]])
-    """Batches since the last checkpoint, by step: what a resumed learner is given again."""
+    """Batches since the older of `checkpoints`, by step: what a resumed learner may be given again."""
     reports: dict[int, StepReport] = field(default_factory=dict[int, StepReport])
-    checkpoint: Checkpointed | None = None
+    checkpoints: tuple[Checkpointed, ...] = ()
+    """The newest two, in order; the older one is there for where the newest turns out to be torn."""
     evaluated_step: int = -1
     """The last one behind which the policy was measured; 0 is before the first."""
     is_finished: bool = False
@@ -103,8 +104,11 @@ class RunState:
                 for prompt_id in event.prompt_ids:
                     self.admissions.pop(prompt_id, None)
             case Checkpointed():
-                self.checkpoint = event
-                self.batches = {step: batch for step, batch in self.batches.items() if step > event.step}
+                # One that was found torn is written again.
+                before = tuple(one for one in self.checkpoints if one.step != event.step)
+                self.checkpoints = (*before[-1:], event)
+                floor = self.checkpoints[0].step if len(self.checkpoints) > 1 else 0
+                self.batches = {step: batch for step, batch in self.batches.items() if step > floor}
             case Evaluated():
                 self.evaluated_step = event.step
             case RunFinished():

@@ -116,10 +116,11 @@ def begin(target: str | Path) -> None:
     staging(target).mkdir(parents=True)
 
 
-def commit(target: str | Path) -> None:
-    """Give the staging folder its name, in place of what has it now; all of it is on disk by then."""
+def commit(target: str | Path, *, is_durable: bool = True) -> None:
+    """Give the staging folder its name, in place of what has it now; if it `is_durable`, all is on disk by then."""
     target, partial = Path(target).absolute(), staging(target)
-    _sync(partial)
+    if is_durable:
+        _sync(partial)
     if target.exists():
         previous = target.parent / f".{target.name}.previous"
         shutil.rmtree(previous, ignore_errors=True)
@@ -128,7 +129,8 @@ def commit(target: str | Path) -> None:
         shutil.rmtree(previous)
     else:
         partial.rename(target)
-    _sync_entry(target.parent)
+    if is_durable:
+        _sync_entry(target.parent)
 
 
 def discard(target: str | Path) -> None:

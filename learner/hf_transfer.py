@@ -54,6 +54,7 @@ def export_weights(
     dtype: torch.dtype,
     bucket_bytes: int,
     with_tokenizer: bool = False,
+    is_durable: bool = True,
 ) -> None:
     """Write the model as a Hugging Face folder; all ranks call it. The folder appears whole, or not at all.
 
@@ -85,7 +86,7 @@ def export_weights(
         if with_tokenizer:
             hf_folder.copy_tokenizer(source, folder)
 
-    write_together(target, parallel, fill=fill, finish=finish)
+    write_together(target, parallel, fill=fill, finish=finish, is_durable=is_durable)
 
 
 @torch.no_grad()

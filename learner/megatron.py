@@ -188,7 +188,7 @@ class MegatronLearner:
     def publish(self) -> WeightRef:
         """Write the present weights to `weights_dir/v000012`; the newest two stay, older ones are removed."""
         target = self._weights_dir / f"v{self._version:06d}"
-        self._export(target, dtype=DTYPES[self._config.publish_dtype or self._config.dtype])
+        self._export(target, dtype=DTYPES[self._config.publish_dtype or self._config.dtype], is_published=True)
         if self._parallel.rank == 0:
             for old in sorted(self._weights_dir.glob("v[0-9]*"))[:-KEPT_WEIGHTS]:
                 shutil.rmtree(old)
@@ -198,9 +198,9 @@ class MegatronLearner:
     @_on_device
     def export_hf(self, path: str | Path) -> None:
         """Write a complete Hugging Face folder, tokenizer included, in the learner's dtype."""
-        self._export(Path(path), dtype=DTYPES[self._config.dtype], with_tokenizer=True)
+        self._export(Path(path), dtype=DTYPES[self._config.dtype], is_published=False)
 
-    def _export(self, target: Path, *, dtype: torch.dtype, with_tokenizer: bool = False) -> None:
+    def _export(self, target: Path, *, dtype: torch.dtype, is_published: bool) -> None:
         export_weights(
             self._module,
             target,
@@ -209,7 +209,8 @@ class MegatronLearner:
             parallel=self._parallel,
             dtype=dtype,
             bucket_bytes=self._config.publish_bucket_mib * 2**20,
-            with_tokenizer=with_tokenizer,
+            with_tokenizer=not is_published,
+            is_durable=not is_published,
         )
 
     @_on_device

@@ -12,17 +12,23 @@ T = TypeVar("T")
 
 
 def write_together(
-    target: str | Path, parallel: Parallel, *, fill: Callable[[Path], T], finish: Callable[[Path, list[T]], None]
+    target: str | Path,
+    parallel: Parallel,
+    *,
+    fill: Callable[[Path], T],
+    finish: Callable[[Path, list[T]], None],
+    is_durable: bool = True,
 ) -> None:
     """All ranks call it: each fills the folder, then rank 0 finishes it with what all have returned.
 
-    `target` is replaced by a rename, when every file is on disk. Raises `LearnerError` on all ranks where one of them
+    `target` is replaced by a rename, when every file is on disk, or is written where nobody needs it after a power cut
+    (not `is_durable`). Raises `LearnerError` on all ranks where one of them
     cannot write, and leaves `target` as it was.
     """
 
     def complete(results: list[T]) -> None:
         finish(staging(target), results)
-        commit(target)
+        commit(target, is_durable=is_durable)
 
     try:
         _on_rank_0(parallel, lambda: begin(target))

@@ -17,7 +17,7 @@ from engine.clock import VirtualLoop, run_virtual
 from engine.cohort import Cohort
 from engine.coins import coin
 from engine.controller import Controller
-from engine.errors import ConfigError, GeneratorError, LearnerError, StalledError
+from engine.errors import ConfigError, DataError, GeneratorError, LearnerError, StalledError
 from engine.events import (
     AnyEvent,
     BatchTaken,
@@ -469,6 +469,34 @@ def test_the_end_of_the_data_is_a_last_step_with_all_that_is_due(tokenizer: HfTo
     world = World(tokenizer, train=train, rollout=small(), num_prompts=8).run()
     assert [event.step for event in world.of(Checkpointed)] == [2]
     assert [event.step for event in world.of(Evaluated)] == [2]
+
+
+@pytest.mark.parametrize("num_torn", [1, 2])
+@pytest.mark.parametrize("num_saved", [1, 2, 3])
+def test_a_torn_checkpoint_is_made_up_for_by_the_one_before_it(
+    tokenizer: HfTokenizer, num_saved: int, num_torn: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The learner is given what the journal knows to lie between, and the torn one is written again."""
+    train = TrainConfig(batch_size=4, max_staleness=1, checkpoint_every=2)
+    first = World(tokenizer, train=train, rollout=small(), trainer=ScriptedTrainer(step_s=0.4, publish_s=0.1))
+    events = first.run().events
+    ends = [i for i, event in enumerate(events) if isinstance(event, Checkpointed)]
+    events = events[: ends[num_saved - 1] + 1]
+    saved = [2 * number for number in range(1, num_saved + 1)]
+    trainer = revived(first.trainer)
+    trainer.torn = {f"checkpoint-{step}" for step in saved[-num_torn:]}
+    again = World(tokenizer, train=train, rollout=small(), trainer=trainer, events=events)
+    if num_torn == 2 <= num_saved:
+        with pytest.raises(DataError, match=f"checkpoint-{saved[-2]}"):
+            again.run()
+        return
+    again.run()
+    whole = saved[-2] if num_saved > 1 else 0
+    assert [batch.step for batch in trainer.batches] == list(range(whole + 1, 7))
+    assert trainer.version == 6
+    assert trainer.saved[f"checkpoint-{saved[-1]}"] == saved[-1], "with the version it had"
+    assert [event.step for event in again.of(Checkpointed)[num_saved:]] == list(range(saved[-1], 7, 2))
+    assert f"checkpoint-{saved[-1]}" in caplog.text
 
 
 def revived(trainer: ScriptedTrainer) -> ScriptedTrainer:

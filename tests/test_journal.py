@@ -175,7 +175,12 @@ def test_the_fold_knows_what_is_growing_finished_taken_and_refused() -> None:
     assert (state.step, list(state.groups), state.num_trained) == (1, [], 1)
     assert [group.prompt.prompt_id for group in state.batches[1]] == ["a"]
     state.apply(Checkpointed(step=1, version=1, path="c"))
-    assert state.batches == {}, "what a checkpoint holds is not trained again"
+    assert list(state.batches) == [1], "the only checkpoint may be torn"
+    state.apply(Checkpointed(step=1, version=1, path="c"))
+    assert list(state.batches) == [1], "written again, it is still the only one"
+    state.apply(Checkpointed(step=3, version=3, path="d"))
+    assert state.batches == {}, "what the older checkpoint holds is not trained again"
+    assert [one.step for one in state.checkpoints] == [1, 3]
 
 
 def test_the_fold_counts_what_a_cohort_has_used() -> None:

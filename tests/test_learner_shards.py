@@ -1,6 +1,6 @@
 """What is written in one layout is read in another: pieces, files, buckets, and layouts that are none."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -185,3 +185,26 @@ def test_such_a_layout_is_refused_before_any_group_is_made(folder: Path, tmp_pat
     config = msgspec.structs.replace(PLAIN, tensor_parallel=4)
     with pytest.raises(ConfigError, match="2 key-value heads do not divide into 4 parts"):
         MegatronLearner(config, model_path=folder, weights_dir=tmp_path, world_size=4, init_method="tcp://nowhere:1")
+
+
+def peak_growth(work: Callable[[], object]) -> int:
+    """Bytes by which this process's resident memory rises at most while it works."""
+    status = Path("/proc/self/status")
+
+    def read(name: str) -> int:
+        line = next(line for line in status.read_text().splitlines() if line.startswith(name))
+        return int(line.split()[1]) * 1024
+
+    Path("/proc/self/clear_refs").write_text("5")  # begins the high-water mark anew
+    before = read("VmRSS")
+    work()
+    return read("VmHWM") - before
+
+
+def test_publishing_takes_a_bucket_beside_the_model_and_not_another_model(folder: Path, open_learner: Any) -> None:
+    make_model(folder, hidden_size=512, intermediate_size=2048, num_hidden_layers=8)
+    learner = open_learner(msgspec.structs.replace(PLAIN, publish_dtype="bf16", publish_bucket_mib=4))
+    learner.publish()  # what is allocated once
+    published = sum(file.stat().st_size for file in Path(learner.publish().path).glob("*.safetensors"))
+    assert published > 48 * 2**20
+    assert peak_growth(learner.publish) < 12 * 2**20

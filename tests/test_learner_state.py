@@ -124,13 +124,17 @@ def test_two_learners_at_once_in_one_process_are_refused(folder: Path, tmp_path:
         MegatronLearner(PLAIN, model_path=folder, weights_dir=tmp_path)
 
 
+@pytest.mark.parametrize("is_distributed", [False, True], ids=["plain", "distributed"])
+@pytest.mark.parametrize("dtype", ["float32", "bf16"])
 @pytest.mark.parametrize("num_minibatches", [1, 2])
 def test_a_loss_that_is_not_finite_names_the_step_and_applies_nothing(
-    num_minibatches: int, folder: Path, open_learner: Any
+    num_minibatches: int, dtype: Any, is_distributed: bool, folder: Path, tmp_path: Path, open_learner: Any
 ) -> None:
     make_model(folder)
-    learner = open_learner(msgspec.structs.replace(PLAIN, num_minibatches=num_minibatches))
+    changes = {"num_minibatches": num_minibatches, "dtype": dtype, "distributed_optimizer": is_distributed}
+    learner = open_learner(msgspec.structs.replace(PLAIN, **changes))
     learner.step(random_batch(0))
+    learner.save(tmp_path / "before")
     before = exported(learner)
     good, _, bad = random_batch(1).samples
     overflowing = msgspec.structs.replace(
@@ -140,6 +144,9 @@ def test_a_loss_that_is_not_finite_names_the_step_and_applies_nothing(
         learner.step(Batch(step=17, samples=(good, overflowing)))
     assert learner.version == 1
     assert all(torch.equal(t, before[n]) for n, t in exported(learner).items())
+    learner.save(tmp_path / "after")
+    for file in (tmp_path / "before").iterdir():
+        assert (tmp_path / "after" / file.name).read_bytes() == file.read_bytes(), "masters, moments and counts as well"
     expected = learner.step(random_batch(1))
     assert math.isfinite(expected.loss)
 

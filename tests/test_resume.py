@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -169,7 +170,7 @@ def gone(children: list[psutil.Process]) -> bool:
     return psutil.wait_procs(children, timeout=30)[1] == []
 
 
-def check_finished(place: Place, name: str, *, starts: int) -> None:
+def check_finished(place: Place, name: str, *, starts: int, checkpoints: Sequence[int] = (4, 8, 12)) -> None:
     """The run is whole: every step once, every prompt once, every call once."""
     events = place.events(name)
     state = RunState()
@@ -191,7 +192,7 @@ def check_finished(place: Place, name: str, *, starts: int) -> None:
     assert max(calls.values()) == 1, "a journaled call is not repeated"
 
     assert [e.step for e in events if isinstance(e, Evaluated)] == [0, 6, 12]
-    assert [e.step for e in events if isinstance(e, Checkpointed)] == [4, 8, 12]
+    assert [e.step for e in events if isinstance(e, Checkpointed)] == list(checkpoints)
     run = place.path / "runs" / name
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-000008", "step-000012"]
     assert (run / "hf" / "model.safetensors").exists()
@@ -240,6 +241,19 @@ def test_kill_9_leaves_no_child_and_the_same_command_goes_on(place: Place) -> No
     assert not (place.path / "runs" / "shot" / "summary.json").exists()
     place.finish("shot")
     check_finished(place, "shot", starts=2)
+
+
+def test_where_the_newest_checkpoint_is_torn_the_one_before_it_is_taken(place: Place) -> None:
+    code, children = place.interrupt("torn", at=f" 10/{STEPS}", by=signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    assert gone(children)
+    newest = place.path / "runs" / "torn" / "checkpoints" / "step-000008"
+    (file,) = newest.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-1])
+    told = place.finish("torn")
+    assert "step-000008" in told
+    assert "torn" in told
+    check_finished(place, "torn", starts=2, checkpoints=(4, 8, 8, 12))
 
 
 def test_an_interruption_while_processes_start_leaves_none_of_them(place: Place) -> None:

@@ -7,15 +7,11 @@ from actors.doctor.case import Case
 from actors.doctor.finding import Finding, ok, refused, warning
 from actors.doctor.hosts import is_here
 from actors.doctor.machine import SHARED_MEMORY
-from actors.doctor.model import num_parameters
 from actors.doctor.sizes import checkpoint_bytes, published_bytes, size
 from actors.run_log import KEPT_CHECKPOINTS
 from actors.runtime import KEPT_WEIGHTS
 from engine.inference.sglang_config import SglangConfig
 from engine.inference.shape import ModelShape
-
-WRITTEN_AT_ONCE = 3
-"""Two published versions, and the next one."""
 
 
 def check_storage(case: Case) -> Iterator[Finding]:
@@ -43,14 +39,13 @@ def _who_sees_it(case: Case) -> Iterator[Finding]:
 def _weights(case: Case, shape: ModelShape) -> Iterator[Finding]:
     key, chosen = "runtime.weights_dir", case.config.runtime.weights_dir
     once = published_bytes(shape, case.config.learner)
-    needed = WRITTEN_AT_ONCE * once
-    text = f"{size(needed)} for {WRITTEN_AT_ONCE} versions of {size(once)}"
+    needed = KEPT_WEIGHTS * once
+    text = f"{size(needed)} for {KEPT_WEIGHTS} versions of {size(once)}"
     if chosen is not None:
         yield _room(case, key, chosen, needed, text)
         return
     shared = case.machine.free_bytes(SHARED_MEMORY) or 0
-    # The run's own rule: by the files it begins with, which may be of a narrower dtype.
-    if shared > KEPT_WEIGHTS * num_parameters(shape) * case.model.dtype_bytes:
+    if shared > needed:
         yield _room(case, key, str(SHARED_MEMORY), needed, text)
     else:
         base = tempfile.gettempdir()

@@ -64,9 +64,7 @@ class WeightSender:
         await self._http.post(path, body, timeout_s=self._timeout_s)
 
     async def _send_tensors(self, ref: WeightRef, *, flush: bool) -> None:
-        buckets = list(_buckets(ref.path))
-        for number, bucket in enumerate(buckets):
-            is_last = number == len(buckets) - 1
+        for bucket, is_last in _buckets(ref.path):
             payload = _serialised(bucket)
             body: dict[str, Any] = {
                 "serialized_named_tensors": [payload] * self._num_ranks,
@@ -77,9 +75,7 @@ class WeightSender:
 
     async def _broadcast(self, ref: WeightRef, *, flush: bool) -> None:
         async with self._group() as group:
-            buckets = list(_buckets(ref.path))
-            for number, bucket in enumerate(buckets):
-                is_last = number == len(buckets) - 1
+            for bucket, is_last in _buckets(ref.path):
                 body: dict[str, Any] = {
                     "names": [name for name, _ in bucket],
                     "dtypes": [str(tensor.dtype).removeprefix("torch.") for _, tensor in bucket],
@@ -164,25 +160,32 @@ class _Group:
         dist.destroy_process_group(self._group)
 
 
-def _buckets(folder: str) -> "Iterator[list[tuple[str, Tensor]]]":
-    """The tensors of a folder of safetensors, by name, in buckets of about `BUCKET_BYTES`."""
-    from safetensors import safe_open
+def _buckets(folder: str) -> "Iterator[tuple[list[tuple[str, Tensor]], bool]]":
+    """The tensors of a folder of safetensors, by name, in buckets of about `BUCKET_BYTES`, and whether one is the last.
 
+    One bucket is read at a time. Raises `GeneratorError` for a folder without weights.
+    """
     bucket: list[tuple[str, Tensor]] = []
     size = 0
+    for name, tensor in _tensors(folder):
+        num_bytes = tensor.numel() * tensor.element_size()
+        if bucket and size + num_bytes > BUCKET_BYTES:
+            yield bucket, False
+            bucket, size = [], 0
+        bucket.append((name, tensor))
+        size += num_bytes
+    if not bucket:
+        raise GeneratorError(f"{folder}: no weights there")
+    yield bucket, True
+
+
+def _tensors(folder: str) -> "Iterator[tuple[str, Tensor]]":
+    from safetensors import safe_open
+
     for file in sorted(Path(folder).glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (no mapping: it has keys and nothing else of one)
-                tensor = tensors.get_tensor(name)
-                num_bytes = tensor.numel() * tensor.element_size()
-                if bucket and size + num_bytes > BUCKET_BYTES:
-                    yield bucket
-                    bucket, size = [], 0
-                bucket.append((name, tensor))
-                size += num_bytes
-    if not bucket:
-        raise GeneratorError(f"{folder}: no weights there")
-    yield bucket
+                yield name, tensors.get_tensor(name)
 
 
 def _serialised(bucket: "list[tuple[str, Tensor]]") -> str:
