@@ -25,7 +25,13 @@ def generator_starts(config: Config, cluster: Cluster, *, model_path: str, logs:
     generator, runtime = config.generator, config.runtime
     update_timeout_s = config.train.step_timeout_s
     if isinstance(generator, SglangConfig) and generator.urls:
-        connect = partial(SglangGenerator, config=generator, model_path=model_path, update_timeout_s=update_timeout_s)
+        connect = partial(
+            SglangGenerator,
+            config=generator,
+            model_path=model_path,
+            update_timeout_s=update_timeout_s,
+            answer_timeout_s=runtime.start_timeout_s,
+        )
         return [(url, partial(connect, url)) for url in generator.urls]
     starts = [
         StartGenerator(
