@@ -13,12 +13,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from actors.ports import free_port
 from actors.sglang_server import server_command, sglang_server
 from engine.errors import GeneratorError
 from engine.inference.sglang import SglangGenerator, is_ready
 from engine.inference.sglang_config import SglangConfig
 from engine.inference.tiny import make_tiny_model
+from engine.ports import reserved_port
 from engine.types import Completion, GenerateRequest, Int32, SamplingParams, UpdateMode, WeightRef
 from tests.test_embedded_updates import VOCAB_SIZE, reference_logprobs, tokens
 from tests.test_parity import SGLANG
@@ -27,8 +27,10 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
 
 EXACT = 1e-4
 """float32 by two implementations; measured 7e-6."""
-SECOND, FIRST = 20, 300
-"""Where a request is divided so that an update behind about 40 tokens comes in its second part, or in its first one."""
+SECOND, FIRST = 20, 500
+"""Where a request is divided so that an update behind 40 tokens comes in its second part, or in its first one."""
+ENOUGH = 24
+"""Tokens from which something can be concluded."""
 
 
 class Lab(NamedTuple):
@@ -51,7 +53,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     models = str(folder / "0"), str(folder / "1")
 
     async def start(stack: AsyncExitStack) -> str:
-        port = free_port()
+        port = stack.enter_context(reserved_port())
         url = f"http://127.0.0.1:{port}"
         config = msgspec.structs.replace(SGLANG, args=("--skip-tokenizer-init",))
         command, environment = await server_command(config, model_path=models[0], version=0, port=port, threads=1)
@@ -122,13 +124,16 @@ class Run(NamedTuple):
     num_cached: int
 
 
-async def sample(generator: SglangGenerator, request: GenerateRequest, *, begun: asyncio.Event | None = None) -> Run:
+async def sample(
+    generator: SglangGenerator, request: GenerateRequest, *, heard: asyncio.Queue[Completion] | None = None
+) -> Run:
+    """A whole segment; its chunks go to `heard` as they come."""
     chunks: list[Completion] = []
     async with aclosing(generator.generate(request)) as stream:
         async for chunk in stream:
             chunks.append(chunk)
-            if begun is not None and len(chunks) >= 5:
-                begun.set()
+            if heard is not None:
+                heard.put_nowait(chunk)
     return Run(
         np.concatenate([request.token_ids, *(chunk.token_ids for chunk in chunks)]),
         np.concatenate([chunk.logprobs for chunk in chunks]),
@@ -141,15 +146,24 @@ async def sample(generator: SglangGenerator, request: GenerateRequest, *, begun:
 async def updated_midway(
     lab: Lab, mode: UpdateMode, config: SglangConfig, *, fork_after: int = 0
 ) -> tuple[Run, Run, WeightRef]:
-    """A request during which the second model came, and one with its prompt after that."""
+    """A request during which the second model came, and one with its prompt after that.
+
+    A drained one has an end of its own; others go on until there is enough of the new version, and of both parts.
+    """
     async with connect(lab, config) as (generator, versions):
-        begun = asyncio.Event()
-        async with asyncio.timeout(30.0), asyncio.TaskGroup() as tasks:
-            asked = ask("a", tokens(60), fork_after=fork_after)
-            running = tasks.create_task(sample(generator, asked, begun=begun))
-            await begun.wait()
+        heard: asyncio.Queue[Completion] = asyncio.Queue()
+        asked = ask("a", tokens(60), num_new=fork_after + 600 if mode == "drain" else 3000, fork_after=fork_after)
+        async with asyncio.timeout(60.0), asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(sample(generator, asked, heard=heard))
+            num_old = sum([(await heard.get()).token_ids.size for _ in range(5)])
             ref = await versions.next_to(1)
             await generator.update_weights(ref, mode=mode)
+            num_new = 0
+            while mode != "drain" and (num_new < ENOUGH or num_old + num_new < fork_after + ENOUGH):
+                chunk = await heard.get()
+                num_new += int((chunk.versions == ref.version).sum())
+                num_old += int((chunk.versions != ref.version).sum())
+            await generator.abort("a")
         return running.result(), await sample(generator, ask("b", tokens(60), num_new=40)), ref
 
 
@@ -241,9 +255,9 @@ def test_a_server_of_another_model_is_refused(lab: Lab, tmp_path: Path) -> None:
 def test_an_aborted_request_ends_at_once_and_frees_its_place(lab: Lab) -> None:
     async def main() -> Run:
         async with connect(lab) as (generator, _):
-            begun = asyncio.Event()
-            running = asyncio.create_task(sample(generator, ask("a", tokens(20), num_new=3000), begun=begun))
-            await begun.wait()
+            heard: asyncio.Queue[Completion] = asyncio.Queue()
+            running = asyncio.create_task(sample(generator, ask("a", tokens(20), num_new=3000), heard=heard))
+            await heard.get()
             await generator.abort("a")
             run = await running
             assert (await generator.statistics()).num_running == 0
