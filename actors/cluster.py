@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Literal, Protocol, Self
 
 from actors.messages import AnyCall
-from actors.ports import free_port
 from actors.process import actor_process
 from actors.wire import Caller
 from engine.errors import ArpoError
+from engine.ports import free_port
 
 Role = Literal["generator", "learner", "rollout", "tools"]
 

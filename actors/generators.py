@@ -1,14 +1,13 @@
 """How each kind of generator is started: what the supervisor calls, at first and after a loss."""
 
 from collections.abc import AsyncGenerator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
 from actors.cluster import Cluster
 from actors.config import Config
 from actors.messages import StartGenerator
-from actors.ports import free_port
 from actors.remote import RemoteGenerator
 from actors.sglang_server import server_command, sglang_server
 from engine.errors import GeneratorLostError
@@ -17,6 +16,7 @@ from engine.inference.sglang import SglangGenerator, is_ready
 from engine.inference.sglang_config import SglangConfig
 from engine.inference.supervised import Start
 from engine.interfaces import Generator
+from engine.ports import reserved_port
 from engine.tokenizer import load_tokenizer
 
 
@@ -25,7 +25,13 @@ def generator_starts(config: Config, cluster: Cluster, *, model_path: str, logs:
     generator, runtime = config.generator, config.runtime
     update_timeout_s = config.train.step_timeout_s
     if isinstance(generator, SglangConfig) and generator.urls:
-        connect = partial(SglangGenerator, config=generator, model_path=model_path, update_timeout_s=update_timeout_s)
+        connect = partial(
+            SglangGenerator,
+            config=generator,
+            model_path=model_path,
+            update_timeout_s=update_timeout_s,
+            answer_timeout_s=runtime.start_timeout_s,
+        )
         return [(url, partial(connect, url)) for url in generator.urls]
     starts = [
         StartGenerator(
@@ -61,20 +67,22 @@ async def _hosted(cluster: Cluster, start: StartGenerator) -> AsyncGenerator[Gen
 
 @asynccontextmanager
 async def _launched(start: StartGenerator, config: SglangConfig) -> AsyncGenerator[SglangGenerator, None]:
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    command, environment = await server_command(
-        config, model_path=start.model_path, version=0, port=port, threads=start.threads
-    )
-    server = sglang_server(
-        start.name,
-        command,
-        url=url,
-        environment=environment,
-        log=Path(start.logs) / f"{start.name}.log",
-        is_ready=lambda: is_ready(url, api_key=config.api_key),
-        start_timeout_s=start.start_timeout_s,
-    )
-    client = SglangGenerator(url, config, model_path=start.model_path, update_timeout_s=start.update_timeout_s)
-    async with server, client as generator:
-        yield generator
+    async with AsyncExitStack() as stack:
+        # A server loads its model before it listens: time enough to lose a port that is only free.
+        with reserved_port() as port:
+            url = f"http://127.0.0.1:{port}"
+            command, environment = await server_command(
+                config, model_path=start.model_path, version=0, port=port, threads=start.threads
+            )
+            server = sglang_server(
+                start.name,
+                command,
+                url=url,
+                environment=environment,
+                log=Path(start.logs) / f"{start.name}.log",
+                is_ready=lambda: is_ready(url, api_key=config.api_key),
+                start_timeout_s=start.start_timeout_s,
+            )
+            await stack.enter_async_context(server)
+        client = SglangGenerator(url, config, model_path=start.model_path, update_timeout_s=start.update_timeout_s)
+        yield await stack.enter_async_context(client)

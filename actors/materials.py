@@ -1,6 +1,7 @@
 """Materials: what a run is made from; models and tasks that the configuration describes are made on the spot.
 
-What is made lies in `<run.dir>/made/`, under a fingerprint of what describes it, and is made once.
+What is made lies in `<run.dir>/made/`, under a fingerprint of what describes it, and is made once. What describes it is
+what files say, and not where they are or how their paths are written: a folder `made/` may be moved or copied.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ from uuid import uuid4
 import msgspec
 
 from actors.config import Config, HfModel, TinyModel
+from engine.dataset import DataConfig
 from engine.errors import ConfigError, DataError
 from tools.drill import format_drill
 from tools.toolworld import ToolworldConfig, ToolworldFiles
@@ -77,7 +79,7 @@ def make_world(world: ToolworldConfig, made: Path) -> ToolworldFiles:
 
 def make_drills(config: Config, made: Path) -> str:
     """Write the format drill for the first prompts of the data, or find it where it was written before."""
-    folder = made / f"drill-{fingerprint(config.data)}"
+    folder = made / f"drill-{fingerprint(_described(config, made))}"
 
     def make(target: Path) -> None:
         rows = islice(_rows(config), NUM_DRILLS)
@@ -90,7 +92,7 @@ def make_drills(config: Config, made: Path) -> str:
 
 def make_model(config: Config, model: TinyModel, made: Path) -> str:
     """Make the tiny model and its tokenizer, or find them where they were made before."""
-    source = config.world if model.tokenizer == "words" and config.world else config.data.path
+    source = config.world if model.tokenizer == "words" and config.world else _described(config, made)
     folder = made / f"model-{fingerprint((model, source))}"
 
     def make(target: Path) -> None:
@@ -152,6 +154,10 @@ def _rows(config: Config) -> "Iterator[Row]":
     )
 
 
+def _described(config: Config, made: Path) -> DataConfig:
+    return msgspec.structs.replace(config.data, path=identity(config.data.path, made))
+
+
 def _with_world(config: Config, files: ToolworldFiles) -> Config:
     def real(path: str) -> str:
         if not path.startswith(WORLD):
@@ -195,6 +201,25 @@ def _parts() -> tuple[str, ...]:
 def fingerprint(value: object) -> str:
     """A short name for what a described thing is made of."""
     return hashlib.blake2b(msgspec.json.encode((MAKERS, value), order="deterministic"), digest_size=6).hexdigest()
+
+
+def identity(path: str | Path, made: Path) -> str:
+    """What stands for a path in a description: of what was made its name there, of a file its name and what it says.
+
+    A model folder of somebody else is too large to be read for that: where it is, and the sizes and times of its files.
+    """
+    path = Path(path).resolve()
+    if path.is_relative_to(made.resolve()):
+        return path.relative_to(made.resolve()).as_posix()
+    if path.is_file():
+        with path.open("rb") as file:
+            return f"{path.name} {hashlib.file_digest(file, _digest).hexdigest()}"
+    files = sorted(file for file in path.glob("*") if file.is_file())
+    return " ".join([str(path), *(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)])
+
+
+def _digest() -> "hashlib.blake2b":
+    return hashlib.blake2b(digest_size=16)
 
 
 def make_once(folder: Path, make: Callable[[Path], None]) -> None:

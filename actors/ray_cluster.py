@@ -7,7 +7,6 @@ import asyncio
 import hashlib
 import logging
 import os
-import socket
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -35,6 +34,7 @@ from actors.ray_nodes import check_nodes
 from actors.wire import Caller
 from engine.deadline import within
 from engine.errors import ArpoError, ConfigError, boundary
+from engine.ports import free_port
 
 CALLS_AT_ONCE = 10_000
 """Of one actor; all of them wait for something most of the time."""
@@ -139,7 +139,7 @@ class RayCluster:
     async def meeting_point(self) -> str:
         """A port of the node that has the first rank."""
         strategy = PlacementGroupSchedulingStrategy(self._groups["learner"], placement_group_bundle_index=0)
-        asked = ray.remote(_free_port).options(num_cpus=0, scheduling_strategy=strategy).remote()
+        asked = ray.remote(_meeting_point).options(num_cpus=0, scheduling_strategy=strategy).remote()
         host, port = await within(self._config.ray.connect_timeout_s, asked, name="looking for a port")
         return f"tcp://{host}:{port}"
 
@@ -182,9 +182,7 @@ def _bundle(resources: Resources) -> dict[str, float]:
     return {name: amount for name, amount in wanted.items() if amount}
 
 
-def _free_port() -> tuple[str, int]:
-    """Of the node that this runs on."""
+def _meeting_point() -> tuple[str, int]:
+    """A port of the node that this runs on."""
     host = ray.util.get_node_ip_address()
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return host, probe.getsockname()[1]
+    return host, free_port(host)

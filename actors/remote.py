@@ -6,29 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 import numpy as np
 
-from actors.messages import (
-    Abort,
-    AnyAnswer,
-    AnyCall,
-    CallTool,
-    Chunk,
-    ExportHf,
-    Generate,
-    GetStatistics,
-    Load,
-    Loaded,
-    Open,
-    Publish,
-    Published,
-    Save,
-    Score,
-    Scored,
-    Statistics,
-    Step,
-    Stepped,
-    ToolCalled,
-    UpdateWeights,
-)
+from actors import messages
 from actors.wire import Caller
 from engine.errors import ActorLostError, GeneratorError, GeneratorLostError, LearnerError
 from engine.reports import GeneratorStatistics, StepReport
@@ -57,10 +35,10 @@ class RemoteGenerator:
         is_ended = False
         try:
             async with contextlib.aclosing(
-                self._caller.stream(Generate(request=request), GeneratorLostError)
+                self._caller.stream(messages.Generate(request=request), GeneratorLostError)
             ) as answers:
                 async for answer in answers:
-                    assert isinstance(answer, Chunk)
+                    assert isinstance(answer, messages.Chunk)
                     is_ended = answer.completion.finish_reason != ""
                     yield answer.completion
         except GeneratorError:
@@ -73,18 +51,18 @@ class RemoteGenerator:
                     await asyncio.shield(self.abort(request.request_id))
 
     async def abort(self, request_id: str) -> None:
-        await self._caller.call(Abort(request_id=request_id), GeneratorLostError)
+        await self._caller.call(messages.Abort(request_id=request_id), GeneratorLostError)
 
     async def open(self) -> None:
         """Let others than the supervisor ask it."""
-        await self._caller.call(Open(), GeneratorLostError)
+        await self._caller.call(messages.Open(), GeneratorLostError)
 
     async def update_weights(self, ref: WeightRef, *, mode: UpdateMode) -> None:
-        await self._caller.call(UpdateWeights(ref=ref, mode=mode), GeneratorLostError)
+        await self._caller.call(messages.UpdateWeights(ref=ref, mode=mode), GeneratorLostError)
 
     async def statistics(self) -> GeneratorStatistics:
-        answer = await self._caller.call(GetStatistics(), GeneratorLostError)
-        assert isinstance(answer, Statistics)
+        answer = await self._caller.call(messages.GetStatistics(), GeneratorLostError)
+        assert isinstance(answer, messages.Statistics)
         return answer.statistics
 
 
@@ -101,9 +79,9 @@ class RemoteTools:
         number = min(range(len(self._workers)), key=lambda n: (self._num_calls[n], n))
         self._num_calls[number] += 1
         try:
-            body = CallTool(call=call, history=tuple(history))
+            body = messages.CallTool(call=call, history=tuple(history))
             answer = await self._workers[number].call(body, ActorLostError)
-            assert isinstance(answer, ToolCalled)
+            assert isinstance(answer, messages.ToolCalled)
             return answer.result
         except ActorLostError as error:
             return ToolResult(name=call.name, text=f"the tool worker was lost: {error}", status="error")
@@ -118,35 +96,35 @@ class RemoteTrainer:
         self._ranks = ranks
 
     async def step(self, batch: Batch) -> StepReport:
-        answer = await self._call(Step(batch=batch))
-        assert isinstance(answer, Stepped)
+        answer = await self._call(messages.Step(batch=batch))
+        assert isinstance(answer, messages.Stepped)
         return answer.report
 
     async def publish(self) -> WeightRef:
-        answer = await self._call(Publish())
-        assert isinstance(answer, Published)
+        answer = await self._call(messages.Publish())
+        assert isinstance(answer, messages.Published)
         return answer.ref
 
     async def save(self, path: str) -> None:
-        await self._call(Save(path=path))
+        await self._call(messages.Save(path=path))
 
     async def load(self, path: str) -> Version:
-        answer = await self._call(Load(path=path))
-        assert isinstance(answer, Loaded)
+        answer = await self._call(messages.Load(path=path))
+        assert isinstance(answer, messages.Loaded)
         return answer.version
 
     async def export_hf(self, path: str) -> None:
         """Write the present weights as a Hugging Face folder, tokenizer included."""
-        await self._call(ExportHf(path=path))
+        await self._call(messages.ExportHf(path=path))
 
     async def logprobs(self, sequences: Sequence[Int32], *, temperature: float = 1.0) -> list[Float32]:
         """Log-probability of each token given those before it, under the present weights; 0 for each first token."""
         token_ids = tuple(np.ascontiguousarray(ids, np.int32).tobytes() for ids in sequences)
-        answer = await self._call(Score(token_ids=token_ids, temperature=temperature))
-        assert isinstance(answer, Scored)
+        answer = await self._call(messages.Score(token_ids=token_ids, temperature=temperature))
+        assert isinstance(answer, messages.Scored)
         return np.split(answer.logprobs, np.cumsum([len(ids) for ids in sequences])[:-1])
 
-    async def _call(self, body: AnyCall) -> AnyAnswer:
+    async def _call(self, body: messages.AnyCall) -> messages.AnyAnswer:
         """The same call to all ranks; the first rank that fails fails the call (the others wait in a collective)."""
         calls = [asyncio.ensure_future(rank.call(body, LearnerError)) for rank in self._ranks]
         try:

@@ -7,7 +7,8 @@ cohort's go to one. An actor that is lost is started again; its trees are grown 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Sequence
 
 from actors.messages import Grow, Grown
 from actors.wire import Caller
@@ -23,6 +24,8 @@ from engine.types import TrajectoryGroup
 
 logger = logging.getLogger(__name__)
 
+_Scoped = tuple[str, int]
+"""A cohort: its scope and its number."""
 PATIENCE_S = 600.0
 """How long a tree waits while no actor is up at all."""
 
@@ -33,8 +36,14 @@ class RolloutPool:
     def __init__(self, actors: Sequence[Lives[Caller]]) -> None:
         self._actors = actors
         self._num_trees = dict.fromkeys(range(len(actors)), 0)
-        self._homes: dict[tuple[str, int], int] = {}
-        """Of cohorts that must be together."""
+        self._homes: dict[_Scoped, int] = {}
+        """Of cohorts that must be together, while one of their trees grows."""
+        self._num_growing: Counter[_Scoped] = Counter()
+
+    @property
+    def num_homes(self) -> int:
+        """Cohorts that are kept together now."""
+        return len(self._homes)
 
     async def grow(
         self,
@@ -48,6 +57,32 @@ class RolloutPool:
     ) -> TrajectoryGroup:
         """As `TreeRollout.run`, elsewhere. Raises `StalledError` where no actor has been up for `PATIENCE_S`."""
         started = asyncio.get_running_loop().time()
+        with self._growing((scope, cohort.number)):
+            await self._grow(tree, cohort, config=config, seed=seed, scope=scope, emit=emit)
+        return tree.group(wall_s=asyncio.get_running_loop().time() - started)
+
+    @contextlib.contextmanager
+    def _growing(self, cohort: _Scoped) -> Generator[None, None, None]:
+        self._num_growing[cohort] += 1
+        try:
+            yield
+        finally:
+            self._num_growing[cohort] -= 1
+            if not self._num_growing[cohort]:
+                # Whatever is still to come of the cohort may live anywhere: what was used goes along with each tree.
+                del self._num_growing[cohort]
+                self._homes.pop(cohort, None)
+
+    async def _grow(
+        self,
+        tree: TreeBuilder,
+        cohort: Cohort,
+        *,
+        config: RolloutConfig,
+        seed: int,
+        scope: str,
+        emit: Callable[[AnyTreeEvent], None],
+    ) -> None:
         while not tree.is_finished:
             number, caller = await self._actor(scope, cohort, config)
             self._num_trees[number] += 1
@@ -75,7 +110,6 @@ class RolloutPool:
                 logger.warning("%s is grown on elsewhere: %s", tree.prompt.prompt_id, error)
             finally:
                 self._num_trees[number] -= 1
-        return tree.group(wall_s=asyncio.get_running_loop().time() - started)
 
     async def _actor(self, scope: str, cohort: Cohort, config: RolloutConfig) -> tuple[int, Caller]:
         """An actor that is up: the cohort's, or the one with the fewest trees."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from actors.config import Config, SftConfig
-from actors.materials import fingerprint, whole_folder
+from actors.materials import fingerprint, identity, whole_folder
 from actors.runtime import LocalRuntime
 from engine.coins import coin, seed_of
 from engine.errors import ConfigError, DataError, LearnerError
@@ -113,10 +113,11 @@ class StartingModel:
         """What the stages read, also for who goes on with them."""
         self._base = runtime.model_path
         self._stages: list[tuple[SftConfig, Path, ColdStart | None]] = []
-        path = Path(self._base)
+        path, made = Path(self._base), Path(config.run.dir) / "made"
         for number, stage in enumerate(config.sft):
-            description = (stage, config.renderer, str(path), config.run.seed)
-            path = Path(config.run.dir) / "made" / f"sft-{fingerprint(description)}"
+            traces = tuple(identity(file, made) for file in stage.traces)
+            described = msgspec.structs.replace(stage, traces=traces)
+            path = made / f"sft-{fingerprint((described, config.renderer, identity(path, made), config.run.seed))}"
             seed = seed_of(config.run.seed, "cold start", number)
             is_made = path.exists()
             cold_start = None if is_made else ColdStart(stage, runtime, self.traces, seed=seed, key=f"sft.{number}")

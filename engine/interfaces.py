@@ -25,6 +25,11 @@ class Generator(Protocol):
 
         Closing the stream early aborts the request. Raises `GeneratorError` when the backend fails; tokens already
         streamed stay valid, and a new request may continue from them.
+
+        When the first `fork_after` tokens have been streamed, all of them but the last can be read from the cache by
+        other requests. A backend whose cache reads what is running has nothing to do for it. One that shares only what
+        has ended ends a part there, and with it a chunk; it may miss a stop string that lies across, which is then the
+        caller's to find (`stop_seam`).
         """
         ...
 

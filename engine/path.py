@@ -94,6 +94,7 @@ class PathRunner:
 
     async def _stream(self, path: Path, request: GenerateRequest) -> None:
         seam = StopSeam(self._renderer, self._tree.segment(path))
+        fork_at = path.length + request.fork_after
         async with contextlib.aclosing(self._generator.generate(request)) as chunks:
             while (chunk := await self._next(chunks)) is not None:
                 cut = seam.cut(chunk)
@@ -115,6 +116,8 @@ class PathRunner:
                 self._on_progress(path)
                 if cut.finish_reason:
                     return
+                if path.length == fork_at:
+                    seam = StopSeam(self._renderer, self._tree.segment(path))
 
     async def _next(self, chunks: AsyncGenerator[Completion, None]) -> Completion | None:
         """The next chunk, or None at the end; a server that says nothing for too long has failed."""
@@ -143,13 +146,19 @@ class PathRunner:
                 seed=seed_of(self._seed, self._prompt_id, path.number),
             ),
             affinity_key=self._prompt_id,
-            stream_interval=self._interval(path),
+            stream_interval=self._branching.probe_tokens if self._is_probed(path) else self._stream_interval,
+            fork_after=self._fork_after(path),
         )
 
-    def _interval(self, path: Path) -> int:
-        """Chunks as long as the probe where the monitor waits for one, so that it speaks at the first of them."""
-        is_probed = self._branching.looks_ahead and path.num_considered < len(path.marks)
-        return self._branching.probe_tokens if is_probed else self._stream_interval
+    def _is_probed(self, path: Path) -> bool:
+        """Whether the monitor waits for a probe: a chunk is then as long, so that it speaks at the first of them."""
+        return self._branching.looks_ahead and path.num_considered < len(path.marks)
+
+    def _fork_after(self, path: Path) -> int:
+        """Tokens that are left of the probe at whose end branches may begin."""
+        if self._branching.fork_at != "probe_end" or not self._is_probed(path):
+            return 0
+        return max(path.segment_start + self._branching.probe_tokens - path.length, 0)
 
     # -- tools ------------------------------------------------------------------------------------------------
 

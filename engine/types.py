@@ -17,7 +17,6 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Version = int
 """Number of optimiser steps behind a set of weights; 0 is the model as it was loaded."""
-
 UpdateMode = Literal["retract", "in_place", "drain"]
 """What a weight update does to running requests: re-prefill them, keep their KV, or let them end first."""
 
@@ -68,6 +67,8 @@ class GenerateRequest(Value, frozen=True):
     """Requests with one key meet on one server, and so in one radix cache."""
     stream_interval: int = 16
     """Tokens in a streamed chunk; the last one may be shorter. The entropy monitor sets it to its k."""
+    fork_after: int = 0
+    """Sampled tokens behind which forks may begin before the request ends (see `Generator.generate`); 0 for none."""
 
 
 FinishReason = Literal["", "stop", "length", "aborted"]

@@ -3,18 +3,24 @@
 `MegatronLearner` (in `learner.megatron`) takes a `Batch` of trees and gives back weights. Around it, one idea a file:
 
     config          every knob; algorithms have theirs in advantage_config, loss_config and correction_config
-    advantage       rewards -> credit (numpy)         batch_credit  what credit takes from a batch (numpy)
-    overlong        what a long response loses        leaf_weights  by inverse branching (numpy)
-    batcher         trees -> packed rows (numpy)      sft           traces -> samples (numpy)
-    loss            the policy losses                 regularisers  KL to a reference, entropy
-    correction      off-policy weights, rejections    m2po          a rejection over a mini-batch (numpy)
-    segments        sums over trajectories            logprobs      over a sharded vocabulary
-    attention       layout -> attention, RoPE         pointwise     norm, SwiGLU, rotation, with gradients
-    model           the GPT model itself              forward       rows through the (pipelined) model
-    objective       what one row contributes          parallel      processes and groups
-    optimizer       norm, clip, AdamW                 schedule      the learning rate
-    hf_folder       folders of safetensors            hf_transfer   weights between folder and model
-    weights         HF tensors <-> Megatron's         checkpoint    state on disk, whole or not at all
+    advantage       rewards -> credit (numpy)         batch_credit   what credit takes from a batch (numpy)
+    overlong        what a long response loses        leaf_weights   by inverse branching (numpy)
+    flatten         trees -> trajectories (numpy)     tree_pack      trajectories -> trees in rows (numpy)
+    rows            what goes through at once (numpy) batcher        rows under a budget (numpy)
+    loss            the policy losses                 regularisers   KL to a reference, entropy
+    correction      off-policy weights, rejections    m2po           a rejection over a mini-batch (numpy)
+    segments        sums over trajectories            logprobs       over a sharded vocabulary
+    attention       layout -> attention, RoPE         pointwise      norm, SwiGLU, rotation, with gradients
+    attention_chains, attention_cuda: the same attention where it is fast
+    model           the GPT model itself              forward        rows through the (pipelined) model
+    objective       what one row contributes          statistics     what a step measures
+    training        the updates of a step             optimizer      norm, clip, AdamW
+    parallel        processes and groups              layout         what does not divide
+    schedule        the learning rate                 sft            traces -> samples (numpy)
+    weights         HF tensors <-> Megatron's         hf_transfer    weights between folder and model
+    hf_folder       folders of safetensors            buckets        what is published in one file
+    checkpoint      whole or not at all               shards         its pieces, read in another layout
+    tensor_file     safetensors as tensors come       shared_folder  written by all ranks together
     mcore_cpu       Megatron without a GPU
 
 `MEGATRON_DOORS` names the only files that may import `megatron`: everything else takes its names from `learner.mcore`.

@@ -1,16 +1,20 @@
 """FakeSglang: SGLang's HTTP interface as far as the client speaks it, with every call noted in order.
 
 Token i of any request is `sampled(i)`, drawn from an even distribution. Requests go on while there is no `limit`, so a
-test can act in the middle of one; answers of the paths in `holding` come when they are taken out of it.
+test can act in the middle of one; answers of the paths in `holding` come when they are taken out of it. A streamed
+request that is held has not been heard of yet.
 """
 
 import asyncio
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 from aiohttp import web
+
+from engine.inference.shape import ModelShape, write_config
 
 VOCAB_SIZE = 16
 Cut = Literal["", "broken", "ended", "done"]
@@ -21,6 +25,23 @@ def sampled(position: int) -> int:
     return (7 * position + 3) % VOCAB_SIZE
 
 
+def write_model(folder: Path) -> str:
+    """Say in `folder` what model the fake serves; a client reads nothing else of it."""
+    shape = ModelShape(
+        kind="qwen3",
+        vocab_size=VOCAB_SIZE,
+        hidden_size=8,
+        intermediate_size=8,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=4,
+        max_positions=64,
+    )
+    write_config(folder, shape)
+    return str(folder)
+
+
 class Call(NamedTuple):
     """One request that the server got."""
 
@@ -28,6 +49,8 @@ class Call(NamedTuple):
     """With its query."""
     body: Any
     authorization: str | None
+    port: int
+    """Of the client: calls of one connection have one."""
 
 
 class _Running:
@@ -130,13 +153,16 @@ class FakeSglang:
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.json() if request.body_exists else None
-        self.calls.append(Call(request.path_qs, body, request.headers.get("Authorization")))
+        assert request.transport is not None
+        port = request.transport.get_extra_info("peername")[1]
+        self.calls.append(Call(request.path_qs, body, request.headers.get("Authorization"), port))
         self.change()
         if self._authorization not in (None, self.calls[-1].authorization):
             return web.json_response({"error": "Unauthorized"}, status=401)
         if request.path in self.missing:
             return web.json_response({"detail": "Not Found"}, status=404)
         if request.path == "/generate" and body.get("stream"):
+            await self.until(lambda: request.path not in self.holding)
             return await self._stream(request, body)
         response = await self._act(request.path, body)
         self.change()
@@ -199,8 +225,12 @@ class FakeSglang:
                     break
                 if not one.is_aborted:
                     one.versions.append(self.weight_version)
-                if one.is_aborted or len(one.versions) == size:
-                    finish = {"type": "abort"} if one.is_aborted else {"type": "length", "length": size}
+                if one.is_aborted:
+                    finish = {"type": "abort"}
+                elif (last := sampled(len(one.versions) - 1)) in body["sampling_params"]["stop_token_ids"]:
+                    finish = {"type": "stop", "matched": last}
+                elif len(one.versions) == size:
+                    finish = {"type": "length", "length": size}
                 await response.write(b"data: " + json.dumps(self._event(one, finish)).encode() + b"\n\n")
             if one.cut == "broken" and request.transport is not None:
                 request.transport.abort()
@@ -209,7 +239,9 @@ class FakeSglang:
         except ConnectionError:
             pass  # whoever read it has gone
         finally:
-            self._cached.append((body["extra_key"], body["input_ids"] + list(map(sampled, range(len(one.versions))))))
+            # Of the last token nothing is computed before the next one.
+            known = body["input_ids"] + list(map(sampled, range(len(one.versions) - 1)))
+            self._cached.append((body["extra_key"], known))
             del self.running[body["rid"]]
             self.change()
         return response

@@ -189,7 +189,8 @@ def machine_paths(root: Path) -> list[str]:
     for folder, children, names in os.walk(root):
         generated = {"runs", "build", "dist", "__pycache__", "node_modules"}
         children[:] = [n for n in children if n == ".ci" or not (n.startswith(".") or n in generated)]
-        for path in (Path(folder, name) for name in names):
+        # A linked worktree's `.git` is a file that says where the repository is.
+        for path in (Path(folder, name) for name in names if name != ".git"):
             if path.stat().st_size < 2_000_000 and b"\0" not in (content := path.read_bytes()):
                 lines = enumerate(content.decode(errors="replace").splitlines(), 1)
                 found += [f"{path.relative_to(root)}:{number}" for number, line in lines if MACHINE_PATH.search(line)]

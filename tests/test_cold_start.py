@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import shutil
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,9 +12,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from actors.config import Config, EvalConfig, HfModel, RunConfig, SftConfig
+from actors.config import Config, EvalConfig, HfModel, RunConfig, SftConfig, TinyModel
 from actors.control import run_control
-from actors.materials import materialise, whole_folder
+from actors.materials import DRILL, materialise, whole_folder
 from actors.run_dir import write_whole
 from actors.runtime import LocalRuntime
 from actors.sft import LOSS_WINDOW, REPORTS, StartingModel, TraceFiles
@@ -184,6 +185,36 @@ def test_only_what_a_change_comes_to_is_made_anew(base: Config, tmp_path: Path) 
     assert len({first.path, longer.path, earlier.path}) == 3
     # A single stage is what it is as the first of two.
     assert Made(with_stages(base, one), tmp_path).run().phases == [("cold start, made earlier", 3)]
+
+
+def test_what_was_made_is_found_again_however_its_folder_is_written_and_wherever_it_is_moved(tmp_path: Path) -> None:
+    def made_in(runs: str | Path) -> tuple[set[str], list[str]]:
+        """What lies there, and the names of the phases that it took."""
+        config = Config(
+            run=RunConfig(dir=str(runs)),
+            world=ToolworldConfig(num_sft=2, num_train=1, num_valid=0, num_test=0, num_drills=2),
+            model=TinyModel(hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, vocab_size=300),
+            data=DataConfig(path="world:train"),
+            sft=tuple(msgspec.structs.replace(stage(tmp_path), traces=(name,)) for name in ("world:sft", DRILL)),
+        )
+        phases = Made(materialise(config), tmp_path).run().phases
+        return {path.name for path in Path(runs, "made").iterdir()}, [name for name, _ in phases]
+
+    begun = made_in(tmp_path / "runs")
+    assert len(begun[0]) == 5, "a world, drills, a model, two stages"
+    assert begun[1] == ["cold start 1 of 2", "cold start 2 of 2"]
+    found = begun[0], ["cold start 1 of 2, made earlier", "cold start 2 of 2, made earlier"]
+    assert made_in(os.path.relpath(tmp_path / "runs")) == found
+    shutil.copytree(tmp_path / "runs", tmp_path / "elsewhere" / "copied")
+    assert made_in(tmp_path / "elsewhere" / "copied") == found
+
+
+def test_traces_that_say_something_else_under_the_same_path_are_trained_on_anew(base: Config, tmp_path: Path) -> None:
+    first = Made(base, tmp_path).run()
+    (tmp_path / "a.jsonl").write_bytes((tmp_path / "a.jsonl").read_bytes() * 2)
+    second = Made(base, tmp_path).run()
+    assert second.phases == [("cold start", 3)]
+    assert second.path != first.path
 
 
 def test_batches_depend_on_the_seed_and_the_place_of_the_stage_alone(base: Config, tmp_path: Path) -> None:

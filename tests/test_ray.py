@@ -16,9 +16,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from actors.ports import free_port
 from engine import journal
 from engine.events import BatchTaken, ForkConsidered, Forked, GroupFinished, PromptAdmitted, TokensSampled
+from engine.ports import free_port
 from engine.run_state import RunState
 from engine.types import TrajectoryGroup
 from tests.test_resume import CONFIG, STEPS, Place, check_finished
@@ -71,8 +71,8 @@ class RayNodes:
 
     def kill_one(self, role: str) -> None:
         """End the process of an actor, as a machine that loses power would."""
-        found = [p for p in psutil.process_iter(["cmdline"]) if f"ray::{role}" in " ".join(p.info["cmdline"] or [])]
-        found[0].kill()
+        ours = [p for one in self.processes for p in psutil.Process(one.pid).children(recursive=True)]
+        next(p for p in ours if f"ray::{role}" in " ".join(p.cmdline())).kill()
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,14 @@
 """Rollouts of one tree: what is sampled, where it forks, what it costs."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
-from engine.branching import Aepo, AnyBranching, Arpo, Chain, Official, TreeGrpo, Uniform
+from engine.branching import Aepo, AnyBranching, Arpo, Chain, ForkAt, Official, TreeGrpo, Uniform
 from engine.budget import Account
 from engine.clock import run_virtual
 from engine.cohort import Cohort
@@ -22,9 +23,10 @@ from engine.rollout import TreeRollout
 from engine.rollout_config import BudgetConfig, RolloutConfig, SamplingConfig
 from engine.stop_seam import StopSeam
 from engine.tokenizer import HfTokenizer, load_tokenizer
-from engine.tokenizer_tiny import make_word_tokenizer
+from engine.tokenizer_tiny import make_bpe_tokenizer, make_word_tokenizer
 from engine.tree import TreeBuilder
 from engine.types import (
+    Completion,
     GenerateRequest,
     NodeKind,
     Prompt,
@@ -414,6 +416,66 @@ def test_stop_string_across_a_fork_ends_the_segment() -> None:
     assert (cut.token_ids.size, cut.finish_reason) == (4, "stop")
     untouched = StopSeam(Letters(), ids("")).cut(chunk)
     assert untouched is chunk
+
+
+@pytest.mark.parametrize("fork_at", ["probe_end", "tool_result"])
+def test_a_request_says_where_branches_begin_inside_of_it(tokenizer: HfTokenizer, fork_at: ForkAt) -> None:
+    policy = Arpo(initial=1, probe_tokens=3, fork_at=fork_at)
+    bench = Bench(tokenizer, searching(tokenizer, level=lambda turn: float(turn)), config=config(policy, size=2))
+    bench.run()
+    parent, child = bench.tree.paths
+    after = {request.request_id: request.fork_after for request in bench.generator.requests}
+    probe = 3 if fork_at == "probe_end" else 0
+    assert [after[f"e0-r0/0/{length}.0"] for length in (3, *(mark.length for mark in parent.marks))] == [
+        0,
+        probe,
+        probe,
+    ]
+    # A branch begins behind the place that was looked at, and is looked at behind its own results.
+    assert after[f"e0-r0/1/{child.fork_length}.0"] == 0
+    assert after[f"e0-r0/1/{child.marks[-1].length}.0"] == probe
+
+
+def test_a_probe_that_is_sampled_on_is_shorter_by_what_there_is(tokenizer: HfTokenizer) -> None:
+    def failing(request: GenerateRequest) -> Script:
+        script = searching(tokenizer, turns=1)(request)
+        is_probed = request.fork_after == 3
+        return msgspec.structs.replace(script, fails_after=2) if is_probed else script
+
+    generator = FineGenerator(failing)
+    settings = config(Arpo(initial=1, probe_tokens=3, tau=9.0), size=1)
+    Bench(tokenizer, failing, config=settings, generator=generator).run()
+    assert [request.fork_after for request in generator.requests] == [0, 3, 1]
+
+
+class FineGenerator(ScriptedGenerator):
+    """One that streams token by token, whatever it is asked for."""
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Completion, None]:
+        async for chunk in super().generate(msgspec.structs.replace(request, stream_interval=1)):
+            yield chunk
+
+
+def test_a_stop_string_across_the_end_of_a_probe_ends_the_segment(folder: Path) -> None:
+    """A backend that ends a part of a request there looks for stop strings in each part alone."""
+    make_bpe_tokenizer(folder, texts=["who is it"] * 3, vocab_size=300)
+    pieces = load_tokenizer(folder)
+    call = pieces.encode_plain("<search> page </search>")
+    k = len(call) - 3
+
+    def script(request: GenerateRequest) -> Script:
+        num_results = pieces.decode(request.token_ids.tolist()).count("</result>")
+        if num_results == 0:
+            return Script(token_ids=call)
+        if num_results == 1:
+            return Script(token_ids=[*call, *pieces.encode_plain(" and on and on")], finish_reason="length")
+        return Script(token_ids=pieces.encode_plain("two"))
+
+    bench = Bench(pieces, script, config=config(Arpo(initial=1, probe_tokens=k, tau=9.0), size=1))
+    group = bench.run()
+    (path,) = bench.tree.paths
+    assert [c.name for c in path.calls] == ["search", "search"]
+    assert "and on" not in pieces.decode(group.tree.token_ids(group.trajectories[0].leaf).tolist())
 
 
 def test_a_tree_goes_on_from_any_prefix_of_its_events(tokenizer: HfTokenizer) -> None:

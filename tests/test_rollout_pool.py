@@ -107,7 +107,7 @@ class Farm:
         async def main() -> list[TrajectoryGroup]:
             async with AsyncExitStack() as stack:
                 actors = [await stack.enter_async_context(self.start(n)) for n in range(len(self.lives))]
-                pool = RolloutPool(actors)
+                pool = self.pool = RolloutPool(actors)
                 one = {"config": self.settings, "seed": 0, "scope": "run", "emit": events.append}
                 return await asyncio.gather(*(pool.grow(tree, cohort, **one) for tree, cohort in trees))
 
@@ -149,6 +149,7 @@ def test_trees_are_spread_and_those_of_a_cohort_that_shares_a_budget_are_not(tok
     _, events = farm.grow([(farm.tree(name), cohort) for name in "abcd"])
     assert sorted(len(lives[0].grown) for lives in farm.lives) == [0, 4]
     assert sum(e.result.was_executed for e in events if isinstance(e, ToolFinished)) == 5
+    assert farm.pool.num_homes == 0, "of a cohort nothing is kept when its trees have grown"
 
 
 def test_a_shared_budget_holds_when_the_actor_of_a_cohort_dies(tokenizer: HfTokenizer) -> None:

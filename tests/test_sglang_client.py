@@ -14,9 +14,8 @@ import pytest
 from engine.errors import GeneratorError, GeneratorLostError, RequestRefusedError
 from engine.inference.sglang import SglangGenerator, is_ready
 from engine.inference.sglang_config import SglangConfig
-from engine.inference.shape import ModelShape, write_config
 from engine.types import Completion, GenerateRequest, SamplingParams, UpdateMode, WeightRef
-from tests.fake_sglang import VOCAB_SIZE, Cut, FakeSglang, sampled
+from tests.fake_sglang import VOCAB_SIZE, Cut, FakeSglang, sampled, write_model
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -26,21 +25,8 @@ SOON_S = 10.0
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder that says what model this is; the client reads nothing else of it."""
-    path = tmp_path_factory.mktemp("model")
-    shape = ModelShape(
-        kind="qwen3",
-        vocab_size=VOCAB_SIZE,
-        hidden_size=8,
-        intermediate_size=8,
-        num_layers=1,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=4,
-        max_positions=64,
-    )
-    write_config(path, shape)
-    return str(path)
+    """What the fake serves."""
+    return write_model(tmp_path_factory.mktemp("model"))
 
 
 @asynccontextmanager
@@ -62,13 +48,20 @@ async def connected(
 
 
 def ask(
-    name: str = "r", *, num_new: int = 6, prompt: tuple[int, ...] = (1, 2, 3, 4), interval: int = 2, **sampling: Any
+    name: str = "r",
+    *,
+    num_new: int = 6,
+    prompt: tuple[int, ...] = (1, 2, 3, 4),
+    interval: int = 2,
+    fork_after: int = 0,
+    **sampling: Any,
 ) -> GenerateRequest:
     return GenerateRequest(
         request_id=name,
         token_ids=np.array(prompt, np.int32),
         sampling=SamplingParams(max_new_tokens=num_new, **sampling),
         stream_interval=interval,
+        fork_after=fork_after,
     )
 
 
@@ -123,17 +116,28 @@ def test_a_server_of_another_vocabulary_is_refused(model: str, vocab_size: int) 
     assert refusal_of(model, FakeSglang(vocab_size=vocab_size)) == message
 
 
-@pytest.mark.parametrize("version", ["0.5.20", "0.4.99.post1", "unknown"])
+@pytest.mark.parametrize("version", ["0.5.20", "0.4.99.post1", "0.5.21rc1", "0.5.21.dev7", "0.5", "unknown"])
 def test_a_server_of_another_time_is_refused(model: str, version: str) -> None:
     message = f": SGLang {version} answers there, 0.5.21 or newer is needed"
     assert refusal_of(model, FakeSglang(version=version)) == message
 
 
-@pytest.mark.parametrize("version", ["0.5.21", "0.5.21.post1", "0.5.22.dev3+g1234", "0.6", "1.0.0"])
+@pytest.mark.parametrize("version", ["0.5.21", "0.5.21.post1", "0.5.22rc0", "0.5.22.dev3+g1234", "0.6", "1.0.0"])
 def test_newer_servers_are_not(model: str, version: str) -> None:
     async def main() -> None:
         async with FakeSglang(version=version) as server:
             await meet(model, server.url)
+
+    asyncio.run(main())
+
+
+def test_a_server_that_is_busy_has_longer_for_a_token_than_for_other_answers(model: str) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(SOON_S), FakeSglang() as server:
+            server.change(holding={"/generate"})
+            client = SglangGenerator(server.url, SglangConfig(), model_path=model, answer_timeout_s=0.1)
+            with pytest.raises(GeneratorLostError, match=r"/generate: no answer within 0\.1 s$"):
+                await client.__aenter__()
 
     asyncio.run(main())
 
@@ -259,7 +263,7 @@ def test_a_request_is_sent_with_all_that_it_asks_for(model: str) -> None:
                 top_p=0.9,
                 top_k=5,
                 stop=("</tool>",),
-                stop_token_ids=(3,),
+                stop_token_ids=(2,),
                 seed=2**40 + 5,
                 interval=4,
             )
@@ -274,7 +278,7 @@ def test_a_request_is_sent_with_all_that_it_asks_for(model: str) -> None:
                     "top_p": 0.9,
                     "top_k": 5,
                     "stop": ["</tool>"],
-                    "stop_token_ids": [3],
+                    "stop_token_ids": [2],
                     "no_stop_trim": True,
                     "skip_special_tokens": False,
                     "sampling_seed": 5,
@@ -352,6 +356,16 @@ def test_an_abort_ends_this_request_and_no_other(model: str) -> None:
             assert [other[-1].finish_reason for other in others] == ["length"] * 2
             await generator.abort("r")
             assert len(server.bodies("/abort_request")) == 1, "nobody is not there, and r has ended"
+
+    asyncio.run(main())
+
+
+def test_a_stream_that_was_read_to_its_end_leaves_its_connection_to_the_next_one(model: str) -> None:
+    async def main() -> None:
+        async with connected(model) as (server, generator):
+            for name in "abc":
+                await collect(generator, ask(name))
+            assert len({call.port for call in server.calls}) == 1
 
     asyncio.run(main())
 
@@ -703,6 +717,32 @@ def test_an_update_that_is_cancelled_lets_generation_go_on(model: str) -> None:
             updating.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await updating
+            assert not server.is_paused
+
+    asyncio.run(main())
+
+
+def test_a_pause_that_is_cancelled_does_not_stay(model: str) -> None:
+    async def main() -> None:
+        async with connected(model) as (server, generator):
+            server.change(holding={"/pause_generation"})
+            updating = asyncio.create_task(generator.update_weights(REF, mode="retract"))
+            await server.until(lambda: server.is_paused)
+            updating.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await updating
+            assert not server.is_paused
+            assert (await collect(generator, ask()))[-1].finish_reason == "length"
+
+    asyncio.run(main())
+
+
+def test_a_pause_without_an_answer_does_not_stay(model: str) -> None:
+    async def main() -> None:
+        async with connected(model, config=SglangConfig(connect_timeout_s=0.1)) as (server, generator):
+            server.change(holding={"/pause_generation"})
+            with pytest.raises(GeneratorLostError, match=r"/pause_generation: no answer within 0\.1 s$"):
+                await generator.update_weights(REF, mode="retract")
             assert not server.is_paused
 
     asyncio.run(main())

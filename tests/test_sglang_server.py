@@ -18,13 +18,13 @@ from typing import Literal
 import psutil
 import pytest
 
-from actors.ports import free_port
 from actors.sglang_server import SHIMS, TETHER, SglangServer, server_command, sglang_server
 from engine.errors import ConfigError, GeneratorLostError, StalledError
 from engine.inference.sglang import is_ready
 from engine.inference.sglang_config import SglangConfig
 from engine.inference.sglang_http import SglangHttp
 from engine.inference.tiny import make_tiny_model
+from engine.ports import free_port
 from engine.tokenizer import load_tokenizer
 from engine.tokenizer_tiny import make_word_tokenizer
 

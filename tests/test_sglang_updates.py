@@ -13,12 +13,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from actors.ports import free_port
 from actors.sglang_server import server_command, sglang_server
 from engine.errors import GeneratorError
 from engine.inference.sglang import SglangGenerator, is_ready
 from engine.inference.sglang_config import SglangConfig
 from engine.inference.tiny import make_tiny_model
+from engine.ports import reserved_port
 from engine.types import Completion, GenerateRequest, Int32, SamplingParams, UpdateMode, WeightRef
 from tests.test_embedded_updates import VOCAB_SIZE, reference_logprobs, tokens
 from tests.test_parity import SGLANG
@@ -27,6 +27,10 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
 
 EXACT = 1e-4
 """float32 by two implementations; measured 7e-6."""
+SECOND, FIRST = 20, 500
+"""Where a request is divided so that an update behind 40 tokens comes in its second part, or in its first one."""
+ENOUGH = 24
+"""Tokens from which something can be concluded."""
 
 
 class Lab(NamedTuple):
@@ -41,15 +45,16 @@ class Lab(NamedTuple):
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     folder = tmp_path_factory.mktemp("sglang")
     for seed in (0, 1):
+        # No token ends a request before its update has come: the one that would is never sampled.
+        ends = {"eos_token_ids": (VOCAB_SIZE,)}
         make_tiny_model(
-            folder / str(seed), vocab_size=VOCAB_SIZE, hidden_size=64, num_layers=2, init_std=0.3, seed=seed
+            folder / str(seed), vocab_size=VOCAB_SIZE, hidden_size=64, num_layers=2, init_std=0.3, seed=seed, **ends
         )
     models = str(folder / "0"), str(folder / "1")
 
     async def start(stack: AsyncExitStack) -> str:
-        port = free_port()
+        port = stack.enter_context(reserved_port())
         url = f"http://127.0.0.1:{port}"
-        # Without a tokenizer no token ends a request before its update has come.
         config = msgspec.structs.replace(SGLANG, args=("--skip-tokenizer-init",))
         command, environment = await server_command(config, model_path=models[0], version=0, port=port, threads=1)
         server = sglang_server(
@@ -96,9 +101,15 @@ async def connect(lab: Lab, config: SglangConfig = SGLANG) -> AsyncGenerator[tup
         yield generator, Versions(lab, generator)
 
 
-def ask(name: str, prompt: Int32, *, num_new: int = 600) -> GenerateRequest:
+def ask(
+    name: str, prompt: Int32, *, num_new: int = 600, fork_after: int = 0, temperature: float = 1.0
+) -> GenerateRequest:
     return GenerateRequest(
-        request_id=name, token_ids=prompt, sampling=SamplingParams(max_new_tokens=num_new), stream_interval=8
+        request_id=name,
+        token_ids=prompt,
+        sampling=SamplingParams(max_new_tokens=num_new, temperature=temperature),
+        stream_interval=8,
+        fork_after=fork_after,
     )
 
 
@@ -113,13 +124,16 @@ class Run(NamedTuple):
     num_cached: int
 
 
-async def sample(generator: SglangGenerator, request: GenerateRequest, *, begun: asyncio.Event | None = None) -> Run:
+async def sample(
+    generator: SglangGenerator, request: GenerateRequest, *, heard: asyncio.Queue[Completion] | None = None
+) -> Run:
+    """A whole segment; its chunks go to `heard` as they come."""
     chunks: list[Completion] = []
     async with aclosing(generator.generate(request)) as stream:
         async for chunk in stream:
             chunks.append(chunk)
-            if begun is not None and len(chunks) >= 5:
-                begun.set()
+            if heard is not None:
+                heard.put_nowait(chunk)
     return Run(
         np.concatenate([request.token_ids, *(chunk.token_ids for chunk in chunks)]),
         np.concatenate([chunk.logprobs for chunk in chunks]),
@@ -129,22 +143,28 @@ async def sample(generator: SglangGenerator, request: GenerateRequest, *, begun:
     )
 
 
-async def updated_midway(lab: Lab, mode: UpdateMode, config: SglangConfig) -> tuple[Run, Run, WeightRef]:
-    """A request during which the second model came, and one with its prompt after that."""
+async def updated_midway(
+    lab: Lab, mode: UpdateMode, config: SglangConfig, *, fork_after: int = 0
+) -> tuple[Run, Run, WeightRef]:
+    """A request during which the second model came, and one with its prompt after that.
+
+    A drained one has an end of its own; others go on until there is enough of the new version, and of both parts.
+    """
     async with connect(lab, config) as (generator, versions):
-        for attempt in range(20):
-            begun = asyncio.Event()
-            async with asyncio.timeout(30.0), asyncio.TaskGroup() as tasks:
-                running = tasks.create_task(sample(generator, ask(f"a{attempt}", tokens(60)), begun=begun))
-                under_way = tasks.create_task(begun.wait())
-                await asyncio.wait({running, under_way}, return_when=asyncio.FIRST_COMPLETED)
-                if not begun.is_set():
-                    under_way.cancel()  # what was sampled ended the segment too early: once more
-                    continue
-                ref = await versions.next_to(1)
-                await generator.update_weights(ref, mode=mode)
-            return running.result(), await sample(generator, ask("b", tokens(60), num_new=40)), ref
-    raise AssertionError("twenty segments ended before they were under way")
+        heard: asyncio.Queue[Completion] = asyncio.Queue()
+        asked = ask("a", tokens(60), num_new=fork_after + 600 if mode == "drain" else 3000, fork_after=fork_after)
+        async with asyncio.timeout(60.0), asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(sample(generator, asked, heard=heard))
+            num_old = sum([(await heard.get()).token_ids.size for _ in range(5)])
+            ref = await versions.next_to(1)
+            await generator.update_weights(ref, mode=mode)
+            num_new = 0
+            while mode != "drain" and (num_new < ENOUGH or num_old + num_new < fork_after + ENOUGH):
+                chunk = await heard.get()
+                num_new += int((chunk.versions == ref.version).sum())
+                num_old += int((chunk.versions != ref.version).sum())
+            await generator.abort("a")
+        return running.result(), await sample(generator, ask("b", tokens(60), num_new=40)), ref
 
 
 def wrong_by(run: Run, model: str, where: np.ndarray) -> float:
@@ -153,10 +173,14 @@ def wrong_by(run: Run, model: str, where: np.ndarray) -> float:
     return float(np.abs(expected - run.logprobs)[where].max())
 
 
-@pytest.mark.parametrize("channel", ["disk", "tensor", "group"])
-def test_retract_prefills_anew_so_that_every_token_is_exactly_its_versions(lab: Lab, channel: str) -> None:
+@pytest.mark.parametrize(
+    ("channel", "fork_after"), [("disk", 0), ("tensor", 0), ("group", 0), ("disk", SECOND), ("disk", FIRST)]
+)
+def test_retract_prefills_anew_so_that_every_token_is_exactly_its_versions(
+    lab: Lab, channel: str, fork_after: int
+) -> None:
     config = msgspec.structs.replace(SGLANG, weights=channel)
-    first, second, ref = lab.runner.run(updated_midway(lab, "retract", config))
+    first, second, ref = lab.runner.run(updated_midway(lab, "retract", config, fork_after=fork_after))
     is_new = first.versions == ref.version
     assert 0 < is_new.sum() < is_new.size
     assert (np.diff(is_new.astype(int)) >= 0).all(), "the new version stays"
@@ -169,8 +193,9 @@ def test_retract_prefills_anew_so_that_every_token_is_exactly_its_versions(lab: 
     assert wrong_by(second, lab.models[1], second.versions > 0) <= EXACT
 
 
-def test_in_place_keeps_the_kv_and_marks_the_tokens_that_were_sampled_over_it(lab: Lab) -> None:
-    first, second, ref = lab.runner.run(updated_midway(lab, "in_place", SGLANG))
+@pytest.mark.parametrize("fork_after", [0, SECOND, FIRST])
+def test_in_place_keeps_the_kv_and_marks_the_tokens_that_were_sampled_over_it(lab: Lab, fork_after: int) -> None:
+    first, second, ref = lab.runner.run(updated_midway(lab, "in_place", SGLANG, fork_after=fork_after))
     is_new = first.versions == ref.version
     assert 0 < is_new.sum() < is_new.size
     assert wrong_by(first, lab.models[0], ~is_new) <= EXACT
@@ -187,8 +212,9 @@ def test_in_place_keeps_the_kv_and_marks_the_tokens_that_were_sampled_over_it(la
     assert wrong_by(second, lab.models[1], second.versions > 0) <= EXACT
 
 
-def test_drain_lets_running_requests_end_under_the_old_weights(lab: Lab) -> None:
-    first, second, ref = lab.runner.run(updated_midway(lab, "drain", SGLANG))
+@pytest.mark.parametrize("fork_after", [0, SECOND, FIRST])
+def test_drain_lets_running_requests_end_under_the_old_weights(lab: Lab, fork_after: int) -> None:
+    first, second, ref = lab.runner.run(updated_midway(lab, "drain", SGLANG, fork_after=fork_after))
     assert (first.versions == ref.version - 1).all()
     assert wrong_by(first, lab.models[0], first.versions >= 0) <= EXACT
     assert (second.versions == ref.version).all()
@@ -229,14 +255,44 @@ def test_a_server_of_another_model_is_refused(lab: Lab, tmp_path: Path) -> None:
 def test_an_aborted_request_ends_at_once_and_frees_its_place(lab: Lab) -> None:
     async def main() -> Run:
         async with connect(lab) as (generator, _):
-            begun = asyncio.Event()
-            running = asyncio.create_task(sample(generator, ask("a", tokens(20), num_new=3000), begun=begun))
-            under_way = asyncio.create_task(begun.wait())
-            await asyncio.wait({running, under_way}, return_when=asyncio.FIRST_COMPLETED)
-            under_way.cancel()
+            heard: asyncio.Queue[Completion] = asyncio.Queue()
+            running = asyncio.create_task(sample(generator, ask("a", tokens(20), num_new=3000), heard=heard))
+            await heard.get()
             await generator.abort("a")
             run = await running
             assert (await generator.statistics()).num_running == 0
             return run
 
     assert lab.runner.run(main()).logprobs.size < 3000
+
+
+def test_a_fork_reads_the_probe_of_a_parent_that_still_runs_and_two_parts_say_what_one_says(lab: Lab) -> None:
+    async def main() -> tuple[Run, Run, int, int]:
+        async with connect(lab) as (generator, _):
+            prompt = tokens(60, seed=9)
+            whole = await sample(generator, ask("whole", prompt, num_new=200, temperature=0.0))
+            await generator.update_weights(await Versions(lab, generator).next_to(0), mode="retract")
+            chunks: list[Completion] = []
+            async with aclosing(
+                generator.generate(ask("parent", prompt, num_new=200, fork_after=8, temperature=0.0))
+            ) as stream:
+                chunks.append(await anext(stream))
+                branch = np.concatenate([prompt, chunks[0].token_ids])
+                forked = await sample(generator, ask("branch", branch, num_new=1))
+                num_running = (await generator.statistics()).num_running
+                chunks += [chunk async for chunk in stream]
+            parts = Run(
+                np.concatenate([prompt, *(chunk.token_ids for chunk in chunks)]),
+                np.concatenate([chunk.logprobs for chunk in chunks]),
+                np.concatenate([chunk.versions for chunk in chunks]),
+                [],
+                0,
+            )
+            assert sum(chunk.num_prefilled_tokens for chunk in chunks) == 60
+            return whole, parts, forked.num_cached, num_running
+
+    whole, parts, num_cached, num_running = lab.runner.run(main())
+    assert parts.sequence.tolist() == whole.sequence.tolist()
+    assert np.abs(parts.logprobs - whole.logprobs).max() <= EXACT
+    assert num_running == 1
+    assert num_cached == 60 + 8 - 1

@@ -10,9 +10,10 @@
 `prefix_account` says what shareable means, and what else the records count; `prefix_rollouts` what is grown. A request
 that reads more than was shareable when it was sent makes up for nothing that another one misses.
 
-Where SGLang loses: it makes the tokens of a request readable when its prefill is done and again when it ends, not in
-between. A branch at the end of a probe begins while its parent runs, and computes the probe's k tokens but one anew
-(`missed_of_running_tokens`).
+SGLang makes the tokens of a request readable when its prefill is done and again when it ends, not in between. A branch
+at the end of a probe begins while its parent runs, and reads the probe because the parent's request was ended there and
+another one goes on (`engine.inference.sglang`). What only running requests had, and was computed anew, is
+`missed_of_running_tokens`.
 """
 
 import asyncio

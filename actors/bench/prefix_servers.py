@@ -8,12 +8,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from actors.entering import enter_all
-from actors.ports import free_port
 from actors.sglang_server import server_command, sglang_server
 from engine.errors import ConfigError
 from engine.inference.sglang import is_ready
 from engine.inference.sglang_config import SglangConfig
 from engine.inference.sglang_http import SglangHttp
+from engine.ports import reserved_port
 
 START_TIMEOUT_S = 300.0
 CHECKOUT = Path(__file__).parents[2]
@@ -41,7 +41,7 @@ async def sglang_servers(
         urls: list[str] = []
         servers = []
         for number in range(count):
-            name, port = f"sglang-{number}", free_port()
+            name, port = f"sglang-{number}", stack.enter_context(reserved_port())
             url = f"http://127.0.0.1:{port}"
             command, environment = await server_command(config, model_path=model_path, version=0, port=port, threads=1)
             server = sglang_server(

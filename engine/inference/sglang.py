@@ -4,6 +4,10 @@ Token ids go in and come out; log-probabilities, alternatives and the version of
 requests of a tree go to one server (`router`), where forks and the turns after tool results read the prefix from the
 radix cache. No prefix of old weights is read: an update flushes the cache, or changes the key under which it is read.
 
+What a request samples can be read by others when it ends, and not before. One that names a place where forks may begin
+(`GenerateRequest.fork_after`) is therefore sent in two parts: the first ends there, and the second goes on from its
+cache. They have one seed, which SGLang applies to positions, one key, and one stream.
+
 An update closes the gate for new requests, and then, by its mode:
 
     retract    pause (running requests go back to the queue), load, flush the cache, continue: they are prefilled anew
@@ -16,29 +20,30 @@ the new version, and marked mixed. `retract` and `drain` are exact.
 
 import asyncio
 import contextlib
-import logging
 from collections import deque
 from collections.abc import AsyncGenerator
 from typing import Any, Self
 
-from engine.errors import GeneratorError, RequestRefusedError
+import msgspec
+import numpy as np
+
+from engine.errors import GeneratorError, GeneratorLostError
 from engine.inference.requests import check_request
-from engine.inference.sglang_chunks import ChunkReader
+from engine.inference.sglang_chunks import ChunkReader, aborted
 from engine.inference.sglang_config import SglangConfig
-from engine.inference.sglang_http import NEEDED, SglangHttp
+from engine.inference.sglang_flights import Flight, Flights
+from engine.inference.sglang_http import SglangHttp
+from engine.inference.sglang_meeting import meet
+from engine.inference.sglang_parts import continued, first_part, second_part
 from engine.inference.sglang_weights import WeightSender
 from engine.inference.shape import read_shape
 from engine.reports import GeneratorStatistics
-from engine.types import Completion, GenerateRequest, UpdateMode, Version, WeightRef
+from engine.types import Completion, GenerateRequest, Int32, UpdateMode, Version, WeightRef
 
-logger = logging.getLogger(__name__)
-
-
-QUIET_S = 0.05
-"""Silence after which nothing sampled before a pause is taken to be on its way."""
-LONGEST_QUIET_S = 2.0
 FLUSH_S = 30.0
 """How long a server may take to be idle behind its last request."""
+END_S = 1.0
+"""How long a stream may take to close behind its last event; one that does costs its connection."""
 
 
 class SglangGenerator:
@@ -48,12 +53,24 @@ class SglangGenerator:
     `config.connect_timeout_s`, and `GeneratorError` for a server of another model, vocabulary or dialect.
     """
 
-    def __init__(self, url: str, config: SglangConfig, *, model_path: str, update_timeout_s: float = 600.0) -> None:
-        """`model_path` is the folder of the model that the server must have: weights may differ, shapes may not."""
+    def __init__(
+        self,
+        url: str,
+        config: SglangConfig,
+        *,
+        model_path: str,
+        update_timeout_s: float = 600.0,
+        answer_timeout_s: float = 120.0,
+    ) -> None:
+        """`model_path` is the folder of the model that the server must have: weights may differ, shapes may not.
+
+        `answer_timeout_s` is for the first token, which a server that is busy with others does not give at once.
+        """
         self.url = url
         self._config = config
         self._shape = read_shape(model_path)
         self._update_timeout_s = update_timeout_s
+        self._answer_timeout_s = answer_timeout_s
         self._http = SglangHttp(url, timeout_s=config.connect_timeout_s, api_key=config.api_key)
         self._version: Version = 0
         self._salt: Version = 0
@@ -62,23 +79,24 @@ class SglangGenerator:
         self._clean: deque[Version] = deque(maxlen=64)
         """Versions from which on every running request's KV was computed anew."""
         self._updating = asyncio.Lock()
-        self._gate = asyncio.Event()
-        self._gate.set()
-        self._running: dict[str, str] = {}
-        """Our names of requests in flight, and the server's."""
+        self._flights = Flights()
         self._num_requests = 0
         self._num_sampled = 0
         self._num_prefilled = 0
         self._num_cached = 0
-        self._busy_s = 0.0
-        self._busy_since = 0.0
-        self._heard_at = 0.0
-        """When a token came last."""
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(self._http)
-            await self._meet()
+            self._server = await meet(self._http, self._shape, answer_timeout_s=self._answer_timeout_s)
+            self._version = self._salt = self._server.version
+            self._sender = WeightSender(
+                self._http,
+                channel=self._config.weights,
+                num_ranks=self._server.num_ranks,
+                backend=self._server.backend,
+                timeout_s=self._update_timeout_s,
+            )
             self._stack = stack.pop_all()
         return self
 
@@ -87,38 +105,20 @@ class SglangGenerator:
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Completion, None]:
         """As `Generator.generate`. Raises `RequestRefusedError` for a request that can never run."""
-        check_request(request, vocab_size=self._shape.vocab_size, max_length=self._max_length)
-        await self._gate.wait()
-        if request.request_id in self._running:
-            raise GeneratorError(f"request {request.request_id}: a request of this id is in flight")
-        self._num_requests += 1
-        # SGLang aborts whatever begins with a name, so no name may begin another one.
-        name = f"{self._num_requests};{request.request_id};"
-        begun_at = self._version
-        reader = ChunkReader(
-            request,
-            vocab_size=self._shape.vocab_size,
-            is_incremental=self._is_incremental,
-            is_mixed=lambda version: self._is_mixed(version, begun_at=begun_at),
-        )
-        self._begin(request.request_id, name)
+        check_request(request, vocab_size=self._shape.vocab_size, max_length=self._server.max_length)
+        flight = self._flights.begin(request.request_id)
         try:
-            async with contextlib.aclosing(self._http.stream("/generate", self._body(request, name))) as events:
-                async for event in events:
-                    self._heard_at = asyncio.get_running_loop().time()
-                    if (chunk := reader.read(event)) is not None:
-                        self._count(chunk)
-                        yield chunk
-                        if reader.is_ended:
-                            return
-            raise GeneratorError(f"request {request.request_id}: the stream ended, and nothing said why")
+            await self._flights.enter(flight)
+            self._num_requests += flight.is_running
+            async with contextlib.aclosing(self._in_parts(request, flight)) as chunks:
+                async for chunk in chunks:
+                    self._count(chunk)
+                    yield chunk
         finally:
-            self._end(request.request_id)
-            if not reader.is_ended:
-                await self._let_go(name)
+            self._flights.end(flight)
 
     async def abort(self, request_id: str) -> None:
-        if (name := self._running.get(request_id)) is not None:
+        if name := self._flights.abort(request_id):
             await self._http.tell("/abort_request", {"rid": name})
 
     async def update_weights(self, ref: WeightRef, *, mode: UpdateMode) -> None:
@@ -126,87 +126,98 @@ class SglangGenerator:
         again before an update has succeeded."""
         flushes = self._config.salt_by_version and mode != "in_place"
         async with self._updating:
-            self._gate.clear()
             try:
                 if mode == "drain":
+                    self._flights.turn("draining")
+                    await self._until_whole()
                     await self._sender.send(ref, flush=False)
                     if flushes:
                         # Not with the update: the server ends itself where the last batch is not quite over.
                         await self._http.tell(f"/flush_cache?timeout={FLUSH_S:g}", {}, timeout_s=2 * FLUSH_S)
                     self._note(ref, mode=mode)
                 else:
-                    await self._http.tell("/pause_generation", {"mode": mode})
+                    self._flights.turn("shut")
                     try:
-                        await self._until_quiet()
+                        # Inside: nobody knows whether a pause without an answer has come to be.
+                        await self._http.tell("/pause_generation", {"mode": mode})
+                        await self._flights.until_quiet()
                         await self._sender.send(ref, flush=flushes)
                         self._note(ref, mode=mode)  # before a token of it can come
                     finally:
                         await self._http.tell("/continue_generation", {})
             finally:
-                self._gate.set()
+                self._flights.turn("open")
 
     async def statistics(self) -> GeneratorStatistics:
         """What went through this client. `busy_s` counts seconds in which a request was in flight."""
-        now = asyncio.get_running_loop().time()
         return GeneratorStatistics(
             version=self._version,
             num_requests=self._num_requests,
-            num_running=len(self._running),
+            num_running=self._flights.num_running,
+            num_waiting=self._flights.num_waiting,
             num_sampled_tokens=self._num_sampled,
             num_prefilled_tokens=self._num_prefilled,
             num_cached_tokens=self._num_cached,
-            busy_s=self._busy_s + (now - self._busy_since if self._running else 0.0),
+            busy_s=self._flights.busy_s,
         )
 
-    # -- meeting the server -----------------------------------------------------------------------------------
+    # -- one request ------------------------------------------------------------------------------------------------
 
-    async def _meet(self) -> None:
-        """Learn how the server streams and counts, and make sure that it is the one that was meant."""
-        server, model = await self._http.get("/server_info"), await self._http.get("/model_info")
-        found = str(server.get("version", "unknown"))
-        if _numbers(found) < _numbers(NEEDED):
-            raise GeneratorError(f"{self.url}: SGLang {found} answers there, {NEEDED} or newer is needed")
-        if (kind := model.get("model_type")) != self._shape.kind:
-            raise GeneratorError(f"{self.url}: a {kind} model is served there, not a {self._shape.kind} one")
-        await self._check_vocabulary()
-        self._is_incremental = bool(server.get("incremental_streaming_output"))
-        if not self._is_incremental:
-            logger.warning("%s repeats all tokens in every chunk; --incremental-streaming-output avoids that", self.url)
-        version = str(model.get("weight_version", ""))
-        if not version.isdecimal():
-            version = "0"
-            await self._http.post("/update_weight_version", {"new_version": version})
-        self._version = self._salt = int(version)
-        self._max_length = min(int(server["max_total_num_tokens"]), self._shape.max_positions)
-        self._sender = WeightSender(
-            self._http,
-            channel=self._config.weights,
-            num_ranks=int(server.get("tp_size", 1)),
-            backend="gloo" if server.get("device") == "cpu" else "nccl",
-            timeout_s=self._update_timeout_s,
+    async def _in_parts(self, request: GenerateRequest, flight: Flight) -> AsyncGenerator[Completion, None]:
+        """One stream, over two requests to the server where forks may begin in between."""
+        begun_at, salt = self._version, self._salt
+        first = first_part(request)
+        if first is not None:
+            sampled: list[Int32] = []
+            async with contextlib.aclosing(self._part(first, flight, begun_at, salt, has_more=True)) as chunks:
+                async for chunk in chunks:
+                    sampled.append(chunk.token_ids)
+                    yield chunk
+                    if chunk.finish_reason:
+                        return
+            request = second_part(request, np.concatenate(sampled))
+        async with contextlib.aclosing(self._part(request, flight, begun_at, salt, has_more=False)) as chunks:
+            is_later = first is not None
+            async for chunk in chunks:
+                yield continued(chunk) if is_later else chunk
+                is_later = False
+
+    async def _part(
+        self, request: GenerateRequest, flight: Flight, begun_at: Version, salt: Version, *, has_more: bool
+    ) -> AsyncGenerator[Completion, None]:
+        """One request to the server; it ends without a finish reason where it `has_more` and ran to its length."""
+        await self._flights.go_on(flight)
+        if flight.is_aborted:
+            yield aborted(request)
+            return
+        reader = ChunkReader(
+            request,
+            vocab_size=self._shape.vocab_size,
+            is_incremental=self._server.is_incremental,
+            is_mixed=lambda version: self._is_mixed(version, begun_at=begun_at),
         )
+        self._flights.send(flight, has_more=has_more)
+        name = flight.name
+        try:
+            body = self._body(request, name, salt)
+            async with contextlib.aclosing(self._http.stream("/generate", body)) as events:
+                async for event in events:
+                    if self._flights.hear(flight, has_more=has_more):
+                        await self._let_go(name)
+                    chunk = reader.read(event)
+                    if reader.is_ended:
+                        await _read_on(events)
+                    if chunk is not None:
+                        is_over = not (has_more and chunk.finish_reason == "length")
+                        yield chunk if is_over else msgspec.structs.replace(chunk, finish_reason="")
+                    if reader.is_ended:
+                        return
+            raise GeneratorError(f"request {request.request_id}: the stream ended, and nothing said why")
+        finally:
+            if not reader.is_ended:
+                await self._let_go(name)
 
-    async def _check_vocabulary(self) -> None:
-        """The last token id must exist there, and the next one must not; this costs one token."""
-        size = self._shape.vocab_size
-        for token, exists in ((size - 1, True), (size, False)):
-            body = {
-                "input_ids": [0],
-                "sampling_params": {"max_new_tokens": 1, "temperature": 0.0},
-                "return_logprob": True,
-                "token_ids_logprob": [token],
-            }
-            try:
-                await self._http.post("/generate", body)
-                is_there = True
-            except RequestRefusedError:
-                is_there = False
-            if is_there is not exists:
-                raise GeneratorError(f"{self.url}: the model served there has not {size} tokens, as this run's has")
-
-    # -- one request ------------------------------------------------------------------------------------------
-
-    def _body(self, request: GenerateRequest, name: str) -> dict[str, Any]:
+    def _body(self, request: GenerateRequest, name: str, salt: Version) -> dict[str, Any]:
         sampling = request.sampling
         return {
             "rid": name,
@@ -228,7 +239,7 @@ class SglangGenerator:
             "return_logprob": True,
             "top_logprobs_num": min(self._config.top_logprobs, self._shape.vocab_size),
             "stream": True,
-            "extra_key": f"v{self._salt}" if self._config.salt_by_version else None,
+            "extra_key": f"v{salt}" if self._config.salt_by_version else None,
         }
 
     def _note(self, ref: WeightRef, *, mode: UpdateMode) -> None:
@@ -247,26 +258,14 @@ class SglangGenerator:
         self._num_prefilled += chunk.num_prefilled_tokens
         self._num_cached += chunk.num_cached_tokens
 
-    def _begin(self, request_id: str, name: str) -> None:
-        if not self._running:
-            self._busy_since = asyncio.get_running_loop().time()
-        self._running[request_id] = name
-
-    def _end(self, request_id: str) -> None:
-        del self._running[request_id]
-        if not self._running:
-            self._busy_s += asyncio.get_running_loop().time() - self._busy_since
-
-    async def _until_quiet(self) -> None:
-        """Wait for what was sampled before the pause: the server stamps a token with the version it has when it sends
-        it, so none may be on its way when the version changes."""
-        loop = asyncio.get_running_loop()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LONGEST_QUIET_S):
-                for left in iter(lambda: self._heard_at + QUIET_S - loop.time(), None):
-                    if left <= 0 or not self._running:
-                        return
-                    await asyncio.sleep(left)
+    async def _until_whole(self) -> None:
+        """The server lets nothing in behind an update that waits, so it must have all parts of what is drained."""
+        try:
+            async with asyncio.timeout(self._update_timeout_s):
+                await self._flights.until_whole()
+        except TimeoutError:
+            what = f"a request that is drained has not gone on within {self._update_timeout_s:g} s"
+            raise GeneratorLostError(f"{self.url}: {what}") from None
 
     async def _let_go(self, name: str) -> None:
         """Free the server's slot of a request that nobody reads any more, also when its reader is being cancelled."""
@@ -280,11 +279,9 @@ async def is_ready(url: str, *, api_key: str | None = None, timeout_s: float = 2
         return await http.is_up("/ready")
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    """`0.5.21.post1` is (0, 5, 21)."""
-    parts: list[int] = []
-    for part in version.split("."):
-        if not part.isdecimal():
-            break
-        parts.append(int(part))
-    return tuple(parts)
+async def _read_on(events: AsyncGenerator[bytes, None]) -> None:
+    """Hear a stream out whose finish is known: a connection that was read to its end is used again."""
+    with contextlib.suppress(GeneratorError, TimeoutError):
+        async with asyncio.timeout(END_S):
+            async for _ in events:
+                pass

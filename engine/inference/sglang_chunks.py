@@ -190,6 +190,19 @@ class ChunkReader:
                 raise GeneratorError(f"{self._request.request_id}: the server ended with {other!r}")
 
 
+def aborted(request: GenerateRequest) -> Completion:
+    """The only chunk of a request that was aborted before the server had it."""
+    return Completion(
+        request_id=request.request_id,
+        token_ids=np.empty(0, np.int32),
+        logprobs=np.empty(0, np.float32),
+        entropy_low=np.empty(0, np.float32),
+        entropy_high=np.empty(0, np.float32),
+        versions=np.empty(0, np.int32),
+        finish_reason="aborted",
+    )
+
+
 def _failure(code: int, message: str) -> GeneratorError:
     return (RequestRefusedError if code == 400 else GeneratorError)(message)
 

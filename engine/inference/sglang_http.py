@@ -75,21 +75,24 @@ class SglangHttp:
         return answer
 
     async def stream(self, path: str, body: dict[str, Any]) -> AsyncGenerator[bytes, None]:
-        """The events of a server-sent stream, each one JSON. Closing it early closes the connection."""
+        """The events of a server-sent stream, each one JSON. Closing it early closes the connection, and reading it to
+        its end leaves the connection for another call."""
         try:
             async with self._session.post(self.url + path, json=body) as response:
                 if response.status != 200:
                     raise self._refusal(path, response.status, await response.read())
                 buffer = bytearray()
+                is_done = False
                 async for piece in response.content.iter_any():
                     buffer += piece
                     while (end := buffer.find(_SEPARATOR)) >= 0:
                         event = bytes(buffer[:end])
                         del buffer[: end + len(_SEPARATOR)]
-                        if event == _DATA + _DONE:
-                            return
-                        if event.startswith(_DATA):
+                        is_done |= event == _DATA + _DONE
+                        if event.startswith(_DATA) and not is_done:
                             yield event[len(_DATA) :]
+                if is_done:
+                    return
         except self._lost as error:
             raise self._loss(path, error, timeout_s=self._timeout_s) from error
         except self._foreign as error:

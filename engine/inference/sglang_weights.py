@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 from engine.errors import GeneratorError, boundary
 from engine.inference.sglang_http import SglangHttp
+from engine.ports import free_port
 from engine.types import WeightRef
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class _Group:
     def __init__(self, address: str, *, world_size: int, backend: str, timeout_s: float) -> None:
         self.name = "arpo_weights"
         self.world_size = world_size
-        self.port = _free_port(address)
+        self.port = free_port(address)
         self._url = f"tcp://{address}:{self.port}"
         self._backend = backend
         self._timeout_s = timeout_s
@@ -207,9 +208,3 @@ def _address_towards(url: str) -> str:
     with boundary(GeneratorError, url), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((host, port))  # sends nothing: it only chooses the interface
         return probe.getsockname()[0]
-
-
-def _free_port(address: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return probe.getsockname()[1]
