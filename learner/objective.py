@@ -48,8 +48,7 @@ def row_objective(
 
     tokens_E, leaf_E, num_leaves = index(row.tokens), index(row.leaves), len(row.counts)
     logprobs_E, entropies_E = logprobs_N[tokens_E], entropies_N[tokens_E]
-    proximal_E = None if before.proximal is None else before.proximal[tokens_E]
-    reference_E = None if before.reference is None else before.reference[tokens_E]
+    proximal_E, reference_E = (None if v is None else v[tokens_E] for v in (before.proximal, before.reference))
     behaviour_E, correction, rejections = tensor(row.behaviour), config.correction, config.rejections
     if config.is_supervised:
         behaviour_E, correction, rejections = logprobs_E.detach(), NoCorrection(), ()

@@ -41,7 +41,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "pyarrow": ("engine/dataset_files.py", "tools/toolworld_files.py"),
     "ray": ("actors/ray_*.py",),
     "rich": ("actors/*",),
-    "safetensors": ("engine/inference/*", "learner/*"),
+    "safetensors": ("engine/inference/*", "learner/*", "actors/bench/*"),
     "sglang": (),
     "tokenizers": ("engine/tokenizer.py", "engine/tokenizer_tiny.py"),
     # The benchmarks time the reference implementation, which speaks torch.
