@@ -21,6 +21,7 @@ from engine.events import (
     ToolRequested,
     WeightsPublished,
 )
+from engine.reports import Mismatch
 from engine.types import Reward, RolloutStatus, Version
 
 
@@ -67,6 +68,13 @@ class StepMetrics(msgspec.Struct, frozen=True, kw_only=True):
     clip_fraction: float
     num_trained_tokens: int
     num_computed_tokens: int
+    num_path_tokens: int = 0
+    rejected_fraction: float = 0.0
+    mismatch: Mismatch = "none"
+
+
+MEANS = ("loss", "grad_norm", "entropy", "kl_rollout", "ratio_max", "clip_fraction", "rejected_fraction")
+"""What a row takes over from the learner's report."""
 
 
 class MetricsFold:
@@ -147,7 +155,7 @@ class MetricsFold:
         self.train_s += report.duration_s
         shared: dict[str, Any] = {
             name: getattr(report, name)
-            for name in ("loss", "grad_norm", "entropy", "kl_rollout", "ratio_max", "clip_fraction")
+            for name in (*MEANS, "num_trained_tokens", "num_computed_tokens", "num_path_tokens", "mismatch")
         }
         row = StepMetrics(
             step=report.step,
@@ -173,8 +181,6 @@ class MetricsFold:
             tool_s=self._tool_s,
             step_s=report.duration_s,
             wait_s=taken.wait_s,
-            num_trained_tokens=report.num_trained_tokens,
-            num_computed_tokens=report.num_computed_tokens,
             **shared,
         )
         for name in taken.prompt_ids:

@@ -1,8 +1,12 @@
 """What the learner says of a step, and a generator of itself."""
 
+from typing import Literal
+
 import msgspec
 
 from engine.types import Version
+
+Mismatch = Literal["none", "warned", "masked"]
 
 
 class VersionReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +45,8 @@ class StepReport(msgspec.Struct, frozen=True, kw_only=True):
     duration_s: float
     rejected_fraction: float = 0.0
     """Share that a rejection of the correction kept from being trained."""
+    mismatch: Mismatch = "none"
+    """What the learner's gate did about a `kl_rollout` above its limit in any update of the step."""
     num_path_tokens: int = 0
     """Tokens of all trajectories, each for itself: what would be computed if they shared nothing."""
     by_version: tuple[VersionReport, ...] = ()

@@ -58,6 +58,7 @@ __all__ = [
     "LearnerConfig",
     "LossConfig",
     "M2po",
+    "MismatchGate",
     "Nll",
     "NoCorrection",
     "NormalisationConfig",
@@ -119,6 +120,18 @@ LeafWeighting = Literal["equal", "inverse_branching"]
 AttentionKind = Literal["auto", "chains", "flex", "flash", "dense"]
 
 
+class MismatchGate(Section):
+    """What happens where the weights that train say something else than those that sampled: a bug of an engine, a wrong
+    temperature, or samples that are too old."""
+
+    kl_limit: PositiveFloat = 0.1
+    """Of the mean of `rho - 1 - log rho` over an update's trained tokens, rho = train / behaviour, in nats. Engines
+    that agree stay below 0.001; a policy that has moved on by some steps adds to that."""
+    action: Literal["warn", "mask", "stop"] = "warn"
+    """`warn` says so in the log and the metrics; `mask` leaves out the trajectories whose own mean is above the limit;
+    `stop` ends the run with nothing applied."""
+
+
 class LearnerConfig(Section):
     """How to turn batches into weights."""
 
@@ -142,6 +155,7 @@ class LearnerConfig(Section):
     correction: CorrectionConfig = Decoupled()
     rejections: tuple[RejectionConfig, ...] = ()
     """What is not trained; a token must pass all of them."""
+    gate: MismatchGate = MismatchGate()
     normalisation: NormalisationConfig = TokenMean()
     leaf_weighting: LeafWeighting = "equal"
     """`inverse_branching`: a fork divides the weight of its path among its branches, so that a bushy sub-tree counts no

@@ -47,17 +47,19 @@ class RowRunner:
 
         return [padded(row, target(row)) for row in rows]
 
-    def train(self, rows: Sequence[Row], before: Sequence[Before], *, versions: Int32) -> RowStatistics:
+    def train(
+        self, rows: Sequence[Row], before: Sequence[Before], *, config: LearnerConfig, versions: Int32
+    ) -> RowStatistics:
         """Forward and backward over all rows; gradients are reduced over replicas, ready for the optimiser.
 
-        `versions` are all that sampled tokens of the batch, ascending. Returns this rank's sums: nothing on ranks that
-        do not speak for a last stage, so that they add up over ranks.
+        `config` has the objective; `versions` are all that sampled tokens of the batch, ascending.
+        Returns this rank's sums: nothing on ranks that do not speak for a last stage, so that they add up over ranks.
         """
 
         def objective(index: int, row: Row, logits: Tensor) -> tuple[Tensor, RowStatistics]:
             logprobs_N, entropies_N = self._score(row, logits)
             return row_objective(
-                self._config,
+                config,
                 row,
                 before[index],
                 logprobs_N=logprobs_N,

@@ -64,6 +64,11 @@ class RowStatistics:
         """Sum of the tokens' shares of the loss."""
         return float(self.sums[:, 0].sum())
 
+    @property
+    def kl_rollout(self) -> float:
+        """Mean over all tokens."""
+        return float(self.sums[:, 2].sum() / self.sums[:, -1].sum())
+
     def means(self) -> dict[str, float]:
         """Means over all tokens, as a `StepReport` calls them."""
         return _means(self.sums.sum(dim=0).tolist(), float(self.max_log_ratio.max()))

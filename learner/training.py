@@ -6,18 +6,20 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from engine.errors import LearnerError
-from engine.reports import StepReport
+from engine.reports import Mismatch, StepReport
 from engine.types import Batch, Int32
 from learner.batcher import plan, split_minibatches
-from learner.config import LearnerConfig
+from learner.config import LearnerConfig, SequenceK3
 from learner.correction import MAX_LOG_RATIO, m2po_of, needs_proximal
 from learner.flatten import FlatSequence, flatten
 from learner.forward import RowRunner
+from learner.gate import judge
 from learner.m2po import m2po_keep
 from learner.objective import Before
 from learner.optimizer import PolicyOptimizer
@@ -65,17 +67,18 @@ class Training:
         undo = copy.deepcopy(self._state()) if len(minibatches) > 1 else None
         totals = RowStatistics.nothing(len(versions), self._parallel.device)
         norms: list[float] = []
-        for (rows, _), before in zip(minibatches, known, strict=True):
-            statistics, norm = self._gradients(rows, before, versions)
-            if not (math.isfinite(statistics.loss) and math.isfinite(norm)):
-                if undo is not None and norms:
-                    self._restore(undo)
-                raise LearnerError(
-                    f"step {batch.step}: loss={statistics.loss}, gradient norm={norm}; nothing was applied"
-                )
-            self._optimizer.apply(learning_rate=learning_rate, grad_norm=norm)
-            totals = totals + statistics
-            norms.append(norm)
+        mismatches: set[Mismatch] = set()
+        try:
+            for (rows, _), before in zip(minibatches, known, strict=True):
+                statistics, norm, mismatch = self._prepared(batch.step, rows, before, versions)
+                self._optimizer.apply(learning_rate=learning_rate, grad_norm=norm)
+                totals = totals + statistics
+                norms.append(norm)
+                mismatches.add(mismatch)
+        except LearnerError:
+            if undo is not None and norms:
+                self._restore(undo)
+            raise
         return StepReport(
             step=batch.step,
             version=version,
@@ -86,6 +89,7 @@ class Training:
             num_computed_tokens=sum(count for _, count in minibatches),
             num_path_tokens=sum(len(s.token_ids) for s in sequences),
             duration_s=time.monotonic() - started_s,
+            mismatch=next((m for m in mismatches if m != "none"), "none"),
             by_version=totals.by_version(versions),
             **totals.means(),
         )
@@ -94,7 +98,7 @@ class Training:
         """Gradients of a batch's loss, as of one update, by the names of this rank's parameters; nothing is applied."""
         sequences = flatten(batch)
         rows, _ = self._plan(sequences)
-        self._gradients(rows, self._before(rows, is_only=True), versions_of(sequences))
+        self._gradients(self._config, rows, self._before(rows, is_only=True), versions_of(sequences))
         return {name: p.main_grad.clone() for name, p in self._module.named_parameters()}
 
     def _plan(self, sequences: Sequence[FlatSequence]) -> tuple[list[Row], int]:
@@ -129,10 +133,29 @@ class Training:
         counts = [len(values) for values in own]
         return list(keep[start : start + sum(counts)].split(counts))
 
-    def _gradients(self, rows: list[Row], before: list[Before], versions: Int32) -> tuple[RowStatistics, float]:
+    def _prepared(
+        self, step: int, rows: list[Row], before: list[Before], versions: Int32
+    ) -> tuple[RowStatistics, float, Mismatch]:
+        """The gradients of an update that may be applied. Raises `LearnerError`, equally on all ranks, for others."""
+        config, mismatch = self._config, "none"
+        statistics, norm = self._gradients(config, rows, before, versions)
+        if not config.is_supervised:
+            speaks = self._parallel.rank == 0
+            mismatch = judge(config.gate, kl_rollout=statistics.kl_rollout, step=step, speaks=speaks)
+        if mismatch == "masked":
+            rejections = (*config.rejections, SequenceK3(limit=config.gate.kl_limit))
+            masking = msgspec.structs.replace(config, rejections=rejections)
+            statistics, norm = self._gradients(masking, rows, before, versions)
+        if not (math.isfinite(statistics.loss) and math.isfinite(norm)):
+            raise LearnerError(f"step {step}: loss={statistics.loss}, gradient norm={norm}; nothing was applied")
+        return statistics, norm, mismatch
+
+    def _gradients(
+        self, config: LearnerConfig, rows: list[Row], before: list[Before], versions: Int32
+    ) -> tuple[RowStatistics, float]:
         """Gradients of one mini-batch, its statistics over all ranks, and the global norm."""
         self._optimizer.zero_grad()
-        own = self._runner.train(rows, before, versions=versions)
+        own = self._runner.train(rows, before, config=config, versions=versions)
         statistics = RowStatistics(
             sums=self._parallel.total(own.sums),
             max_log_ratio=self._parallel.total(own.max_log_ratio, maximum=True),

@@ -45,7 +45,13 @@ DOORS: dict[str, tuple[str, ...]] = {
     "sglang": (),
     "tokenizers": ("engine/tokenizer.py", "engine/tokenizer_tiny.py"),
     # The benchmarks time the reference implementation, which speaks torch.
-    "torch": ("engine/inference/*", "learner/*", "actors/bench/decode.py", "actors/sglang_cpu_shims/*"),
+    "torch": (
+        "engine/inference/*",
+        "learner/*",
+        "actors/bench/decode.py",
+        "actors/bench/learner_*.py",
+        "actors/sglang_cpu_shims/*",
+    ),
     "transformers": ("actors/bench/*",),
 }
 """Dependency to the only files that may import it; `*` matches any depth."""

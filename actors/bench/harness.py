@@ -11,7 +11,7 @@ from typing import Protocol
 
 import msgspec
 
-from actors.bench import async_bench, decode_bench, prefix_bench, weights_bench
+from actors.bench import async_bench, decode_bench, learner_bench, prefix_bench, weights_bench
 from actors.bench.bench import ArmReport, Bench, arm_report, measure
 from engine.errors import ConfigError
 
@@ -26,6 +26,7 @@ BENCHES: dict[str, Maker] = {
     "decode": decode_bench.benches,
     "async": async_bench.benches,
     "prefix": prefix_bench.benches,
+    "learner": learner_bench.benches,
     "weights": weights_bench.benches,
 }
 
@@ -53,12 +54,23 @@ class BenchReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 def run_bench(
-    name: str, *, is_quick: bool, on_progress: Callable[[str], None], sglang_python: str | None = None
+    name: str,
+    *,
+    is_quick: bool,
+    on_progress: Callable[[str], None],
+    sglang_python: str | None = None,
+    device: learner_bench.Device = "cpu",
 ) -> BenchReport:
-    """Run one bench to its end; `sglang_python` is for `prefix`. Raises `ConfigError` for a name that is none."""
+    """Run one bench to its end. `sglang_python` is for `prefix`, `device` for `learner`.
+
+    Raises `ConfigError` for a name that is none.
+    """
     if name not in BENCHES:
         raise ConfigError(f"no bench {name!r}: {', '.join(BENCHES)}")
-    makers = BENCHES | {"prefix": partial(prefix_bench.benches, sglang_python=sglang_python)}
+    makers = BENCHES | {
+        "prefix": partial(prefix_bench.benches, sglang_python=sglang_python),
+        "learner": partial(learner_bench.benches, device=device),
+    }
     with tempfile.TemporaryDirectory(prefix="arpo-bench-") as folder:
         return report(name, makers[name](Path(folder), is_quick=is_quick), on_progress=on_progress)
 
