@@ -10,6 +10,7 @@
     checkpoint  whole or not at all             shards      its pieces, read in another layout
     layout      what does not divide            buckets     what is published in one file
     tensor_file safetensors as tensors come     shared_folder  written by all ranks together
+    publisher   versions, and exports
     attention   layout -> attention, RoPE       pointwise   norm, SwiGLU, rotation, with gradients
     model       the GPT model itself
     parallel    processes and groups            forward     rows through the (pipelined) model
