@@ -21,7 +21,8 @@
     hf_folder       folders of safetensors            buckets        what is published in one file
     checkpoint      whole or not at all               shards         its pieces, read in another layout
     tensor_file     safetensors as tensors come       shared_folder  written by all ranks together
-    mcore_cpu       Megatron without a GPU
+    publisher       versions, and exports             mcore_cpu      Megatron without a GPU
+    gate            where trainer and sampler disagree
 
 `MEGATRON_DOORS` names the only files that may import `megatron`: everything else takes its names from `learner.mcore`.
 Importing `learner`, its configuration or what is marked numpy loads neither torch nor Megatron.

@@ -1,7 +1,6 @@
 """MegatronLearner: batches of trees in, weights out, on one process or on many that call the same methods."""
 
 import logging
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,20 +19,20 @@ from learner.batcher import pack
 from learner.config import LearnerConfig
 from learner.flatten import FlatSequence
 from learner.forward import RowRunner
-from learner.hf_transfer import export_weights, import_weights
+from learner.hf_transfer import import_weights
 from learner.layout import check_layout
 from learner.mcore import DistributedDataParallel, DistributedDataParallelConfig, no_megatron_warnings
 from learner.mcore_cpu import cuda_means_cpu
-from learner.model import DTYPES, PolicyModel, build_model
+from learner.model import PolicyModel, build_model
 from learner.optimizer import PolicyOptimizer
 from learner.parallel import Parallel
+from learner.publisher import Publisher
 from learner.rows import Row
 from learner.schedule import learning_rate
 from learner.training import Training
 
 logger = logging.getLogger(__name__)
 
-KEPT_WEIGHTS = 2
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -53,7 +52,7 @@ class MegatronLearner:
     """The policy under training. Synchronous; all ranks construct it and call the same methods with the same arguments.
 
     One learner a process at a time; `close` (or the context manager) lets another one follow. `weights_dir` must be
-    seen by rank 0 of every pipeline stage and by the readers of `publish`.
+    seen by all ranks of the first replica and by the readers of `publish`, a checkpoint's folder by all ranks.
     """
 
     def __init__(
@@ -101,6 +100,14 @@ class MegatronLearner:
         self._module = module = self._loaded()
         self._model = DistributedDataParallel(config=module.config, ddp_config=ddp, module=module)
         self._optimizer = PolicyOptimizer(self._model, self._config)
+        self._publisher = Publisher(
+            module,
+            source=self._model_path,
+            weights_dir=self._weights_dir,
+            shape=self._shape,
+            config=self._config,
+            parallel=self._parallel,
+        )
         self._reference = None if self._config.kl is None else self._loaded().requires_grad_(False)
 
     def _loaded(self) -> PolicyModel:
@@ -187,31 +194,12 @@ class MegatronLearner:
     @_on_device
     def publish(self) -> WeightRef:
         """Write the present weights to `weights_dir/v000012`; the newest two stay, older ones are removed."""
-        target = self._weights_dir / f"v{self._version:06d}"
-        self._export(target, dtype=DTYPES[self._config.publish_dtype or self._config.dtype], is_published=True)
-        if self._parallel.rank == 0:
-            for old in sorted(self._weights_dir.glob("v[0-9]*"))[:-KEPT_WEIGHTS]:
-                shutil.rmtree(old)
-        self._parallel.barrier()
-        return WeightRef(version=self._version, path=str(target.absolute()))
+        return self._publisher.publish(self._version)
 
     @_on_device
     def export_hf(self, path: str | Path) -> None:
         """Write a complete Hugging Face folder, tokenizer included, in the learner's dtype."""
-        self._export(Path(path), dtype=DTYPES[self._config.dtype], is_published=False)
-
-    def _export(self, target: Path, *, dtype: torch.dtype, is_published: bool) -> None:
-        export_weights(
-            self._module,
-            target,
-            source=self._model_path,
-            shape=self._shape,
-            parallel=self._parallel,
-            dtype=dtype,
-            bucket_bytes=self._config.publish_bucket_mib * 2**20,
-            with_tokenizer=not is_published,
-            is_durable=not is_published,
-        )
+        self._publisher.export(Path(path))
 
     @_on_device
     def save(self, path: str | Path) -> None:

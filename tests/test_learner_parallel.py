@@ -31,6 +31,7 @@ BASE: dict[str, Any] = {
     "dtype": "float32",
     "micro_batch_tokens": 64,
     "lr": 1e-2,
+    "adam_eps": 1e-3,  # far above rounding: an update is then a smooth function of the gradient, element by element
     "loss": {"kind": "ppo", "eps_high": 0.28},
     "correction": {"kind": "decoupled"},
     "num_minibatches": 2,
@@ -221,15 +222,14 @@ def test_several_processes_give_the_numbers_of_one(folder: Path, name: str) -> N
             np.testing.assert_allclose(seen[f"logprobs{i}"][1:], expected, atol=1e-5, rtol=0)
             np.testing.assert_allclose(seen[f"logprobs{i}"], alone[f"logprobs{i}"], atol=1e-5, rtol=0)
         for key in MEASURED:
-            np.testing.assert_allclose(seen[key][:2], alone[key][:2], rtol=1e-3, atol=1e-5, err_msg=key)
+            np.testing.assert_allclose(seen[key][:2], alone[key][:2], rtol=1e-5, atol=1e-6, err_msg=key)
             np.testing.assert_array_equal(seen[key], ranks[0][key], err_msg=key)
-        np.testing.assert_allclose(seen["grad_norm"][0], alone["grad_norm"][0], rtol=1e-5)
+        np.testing.assert_allclose(seen["grad_norm"][:2], alone["grad_norm"][:2], rtol=2e-6)
     theirs = weights_of(folder, JOBS[name].model)
     ours = weights_of(folder, name)
     assert ours.keys() == theirs.keys()
     for key, tensor in theirs.items():
-        # AdamW's first updates have nearly the size of the rate for any gradient, so rounding shows in a few entries
-        assert float((ours[key] - tensor).abs().mean()) < 1e-5, key
+        assert float((ours[key] - tensor).abs().max()) < 2e-6, key
 
 
 @pytest.mark.parametrize("name", ["rounded_zero", "rounded_again"])
@@ -249,7 +249,7 @@ def test_a_checkpoint_of_any_layout_is_continued_and_one_of_the_same_bitwise(fol
             assert seen[key][1] == seen[key][2], "a restored checkpoint continues bitwise"
             for number, other in enumerate(JOBS[name].resumes):
                 theirs = ranks_of(folder, other)[0][key][1]
-                tolerance = {"rtol": 1e-4, "atol": 1e-5} if JOBS[name].config.dtype == "float32" else {"rtol": 3e-2}
+                tolerance = {"rtol": 1e-5, "atol": 1e-6} if JOBS[name].config.dtype == "float32" else {"rtol": 3e-2}
                 np.testing.assert_allclose(seen[key][3 + number], theirs, **tolerance, err_msg=f"{key} from {other}")
 
 

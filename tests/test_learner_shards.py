@@ -184,7 +184,14 @@ def test_such_a_layout_is_refused_before_any_group_is_made(folder: Path, tmp_pat
     make_model(folder)
     config = msgspec.structs.replace(PLAIN, tensor_parallel=4)
     with pytest.raises(ConfigError, match="2 key-value heads do not divide into 4 parts"):
-        MegatronLearner(config, model_path=folder, weights_dir=tmp_path, world_size=4, init_method="tcp://nowhere:1")
+        MegatronLearner(
+            config,
+            model_path=folder,
+            weights_dir=tmp_path,
+            world_size=4,
+            init_method="tcp://127.0.0.1:1",  # where nobody will answer
+            timeout_s=1,
+        )
 
 
 def peak_growth(work: Callable[[], object]) -> int:
