@@ -340,6 +340,20 @@ def test_no_name_of_a_request_begins_another(model: str) -> None:
     asyncio.run(main())
 
 
+def test_two_clients_of_a_server_have_no_name_in_common(model: str) -> None:
+    """The server aborts each name a while behind its stream, when another client may have come with the same ids."""
+
+    async def main() -> None:
+        async with connected(model) as (server, generator):
+            await collect(generator, ask())
+            async with SglangGenerator(server.url, SglangConfig(), model_path=model) as other:
+                await collect(other, ask())
+            first, second = (body["rid"] for body in server.bodies("/generate"))
+            assert first != second
+
+    asyncio.run(main())
+
+
 def test_an_abort_ends_this_request_and_no_other(model: str) -> None:
     async def main() -> None:
         async with connected(model) as (server, generator):
