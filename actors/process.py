@@ -67,7 +67,7 @@ async def _spawn(theirs: socket.socket, *, log: Path, threads: int) -> asyncio.s
             stdout=output,
             stderr=output,
             pass_fds=(theirs.fileno(),),
-            env=_environment(threads),
+            env=environment(threads),
             # A Ctrl-C at the terminal is for the controller, which ends its actors in order.
             start_new_session=True,
         )
@@ -107,8 +107,8 @@ async def end_process(process: asyncio.subprocess.Process, *, patience_s: float 
     await process.wait()
 
 
-def _environment(threads: int) -> dict[str, str]:
-    """The parent's, with this checkout importable and one thread pool of the size asked for."""
+def environment(threads: int) -> dict[str, str]:
+    """Of a child: the parent's, with this checkout importable and one thread pool of the size asked for."""
     root = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}

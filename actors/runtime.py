@@ -25,7 +25,7 @@ from engine.events import AnyTreeEvent
 from engine.inference.loading import check_weights
 from engine.inference.router import Router
 from engine.inference.shape import parameter_shapes, read_shape
-from engine.inference.supervised import SupervisedGenerator
+from engine.inference.supervised import SupervisedGenerator, watched
 from engine.lives import Lives
 from engine.renderer import Renderer, make_renderer
 from engine.rollout import TreeRollout
@@ -139,6 +139,8 @@ class LocalRuntime:
         await enter_all([(name, self._lives(name, start_tools)) for name in workers], self._stack)
         actors = [self._lives(f"rollout-{number}", start_rollouts) for number in range(num_rollouts)]
         await enter_all([(actor.name, actor) for actor in actors], self._stack)
+        # Rollout actors ask generators themselves.
+        await self._stack.enter_async_context(watched(self.generators))
         self._pool = RolloutPool(actors)
 
     def _lives(self, name: str, start: StartTools | StartRollouts) -> Lives[Caller]:

@@ -9,6 +9,7 @@ from actors.credit import credit
 from actors.materials import materialise
 from actors.measure import ask
 from actors.remote import RemoteTrainer
+from actors.report.in_time import report_in_time
 from actors.report.report import write_report
 from actors.run_dir import RunDir, Status, Summary
 from actors.run_log import RunLog
@@ -32,7 +33,7 @@ async def train(config: Config, run: RunDir, *, watcher: Watcher, is_fresh: bool
 
     Bad input (configuration, model, data, traces) is refused before the run's folder is made, or emptied where
     `is_fresh` asks for that. Cancelling (Ctrl-C) leaves a run that goes on when it is started again: the summary says
-    `interrupted`.
+    `interrupted`, and there is a report where one can be had in a moment.
     """
     async with LocalRuntime(materialise(config), run.path) as runtime:
         inputs = Inputs(runtime)
@@ -41,6 +42,11 @@ async def train(config: Config, run: RunDir, *, watcher: Watcher, is_fresh: bool
                 run.clear()
             try:
                 return await _train(config, run, runtime, inputs, watcher=watcher)
+            except asyncio.CancelledError:
+                await runtime.aclose()  # first, so that the report has the machine for itself
+                watcher.phase("report", None)
+                await report_in_time(run)
+                raise
             finally:
                 # Its processes end before another one may take the run.
                 await runtime.aclose()

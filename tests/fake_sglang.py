@@ -90,7 +90,9 @@ class FakeSglang:
         self.limit: int | None = None
         """Tokens that each request may have for now."""
         self.holding: set[str] = set()
-        """Paths whose work is done, and whose answer is not given yet."""
+        """Paths whose work is done, and whose answer is not given yet; `[DONE]` for what ends a stream."""
+        self.num_finished = 0
+        """Streams that have sent all but that."""
         self.refusal = ""
         """Why weights cannot be loaded."""
         self.is_paused = False
@@ -235,6 +237,9 @@ class FakeSglang:
             if one.cut == "broken" and request.transport is not None:
                 request.transport.abort()
             elif one.cut != "ended":
+                self.num_finished += 1
+                self.change()
+                await self.until(lambda: "[DONE]" not in self.holding)
                 await response.write(b"data: [DONE]\n\n")
         except ConnectionError:
             pass  # whoever read it has gone

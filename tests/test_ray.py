@@ -164,6 +164,24 @@ def test_a_run_survives_the_deaths_of_a_rollout_actor_and_of_a_generator(nodes: 
     check_finished(place, "deaths", starts=1)
 
 
+def test_the_only_generator_may_die_while_nobody_updates_it(nodes: RayNodes, place: Place) -> None:
+    """Rollout actors wait for it, and the controller for them: nobody but its watch asks after it."""
+    process = place.start("alone", *on(nodes), "runtime.num_generators=1", "train.eval_every=")
+    assert process.stderr is not None
+    said: list[str] = []
+    try:
+        for line in process.stderr:
+            said.append(line)
+            if ": reinforcement learning" in line:  # before there is a batch, and so an update
+                nodes.kill_one("GeneratorActor")
+        assert process.wait(timeout=60) == 0, "".join(said[-20:])
+    finally:
+        process.kill()
+        process.stderr.close()
+        process.wait()
+    assert "generator-0 is lost" in "".join(said)
+
+
 def test_a_job_ends_as_its_run_does(nodes: RayNodes, tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
     subprocess.run(["git", "clone", "-q", str(ROOT), str(checkout)], check=True, timeout=60)

@@ -112,6 +112,8 @@ class Place:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.last_words = ""
+        """What the process that was interrupted last said after that."""
         (path / "tiny.toml").write_text(CONFIG + f"steps = {STEPS}\n")
 
     def start(self, name: str, *arguments: str) -> "subprocess.Popen[str]":
@@ -145,7 +147,7 @@ class Place:
                 raise AssertionError(f"no line with {at!r}")
             children = psutil.Process(process.pid).children(recursive=True)
             process.send_signal(by)
-            process.stderr.read()
+            self.last_words = process.stderr.read()
             return process.wait(timeout=60), children
         finally:
             process.kill()
@@ -220,6 +222,7 @@ def test_a_run_comes_to_its_end_and_a_finished_one_is_not_touched(place: Place) 
 def test_ctrl_c_is_resumable_and_the_same_command_goes_on(place: Place) -> None:
     code, children = place.interrupt("polite", at=f" 5/{STEPS}", by=signal.SIGINT)
     assert code == 75
+    assert ": report" in place.last_words, "which is given up where the machine is too busy for it"
     assert len(children) >= 2
     assert gone(children)
     assert place.summary("polite")["status"] == "interrupted"

@@ -340,6 +340,20 @@ def test_no_name_of_a_request_begins_another(model: str) -> None:
     asyncio.run(main())
 
 
+def test_two_clients_of_a_server_have_no_name_in_common(model: str) -> None:
+    """The server aborts each name a while behind its stream, when another client may have come with the same ids."""
+
+    async def main() -> None:
+        async with connected(model) as (server, generator):
+            await collect(generator, ask())
+            async with SglangGenerator(server.url, SglangConfig(), model_path=model) as other:
+                await collect(other, ask())
+            first, second = (body["rid"] for body in server.bodies("/generate"))
+            assert first != second
+
+    asyncio.run(main())
+
+
 def test_an_abort_ends_this_request_and_no_other(model: str) -> None:
     async def main() -> None:
         async with connected(model) as (server, generator):
@@ -363,8 +377,13 @@ def test_an_abort_ends_this_request_and_no_other(model: str) -> None:
 def test_a_stream_that_was_read_to_its_end_leaves_its_connection_to_the_next_one(model: str) -> None:
     async def main() -> None:
         async with connected(model) as (server, generator):
-            for name in "abc":
-                await collect(generator, ask(name))
+            for number, name in enumerate("abc", start=1):
+                server.change(holding={"[DONE]"})
+                reading = asyncio.create_task(collect(generator, ask(name)))
+                await server.until(lambda number=number: server.num_finished == number)
+                await other_tasks()
+                server.change(holding=set())
+                await reading
             assert len({call.port for call in server.calls}) == 1
 
     asyncio.run(main())

@@ -161,6 +161,7 @@ async def updated_midway(
             num_new = 0
             while mode != "drain" and (num_new < ENOUGH or num_old + num_new < fork_after + ENOUGH):
                 chunk = await heard.get()
+                assert not chunk.finish_reason
                 num_new += int((chunk.versions == ref.version).sum())
                 num_old += int((chunk.versions != ref.version).sum())
             await generator.abort("a")

@@ -12,7 +12,7 @@ from engine.errors import GeneratorError, GeneratorLostError, StalledError
 from engine.faults import FaultyGenerator
 from engine.inference.router import Router
 from engine.inference.scripted import Script, ScriptedGenerator
-from engine.inference.supervised import SupervisedGenerator
+from engine.inference.supervised import LOOK_S, SupervisedGenerator, watched
 from engine.interfaces import Generator
 from engine.types import Completion, GenerateRequest, SamplingParams, UpdateMode, WeightRef
 
@@ -154,6 +154,24 @@ def test_it_is_given_up_after_so_many_lives_in_vain_and_only_then() -> None:
                 await collect(generator, request())
 
     run_virtual(main())
+
+
+def test_a_loss_that_only_others_meet_is_seen_and_what_served_only_them_was_not_in_vain() -> None:
+    starts = Starts()
+
+    async def main() -> None:
+        async with SupervisedGenerator("g", starts, restart_limit=1) as generator, watched([generator]):
+            for number in range(4):
+                chunks = [chunk async for chunk in starts.lives[number].generate(request())]
+                assert len(chunks) == 8
+                await asyncio.sleep(2 * LOOK_S)
+                starts.lives[number].is_lost = True
+                await asyncio.sleep(20.0)
+            assert generator.num_starts == 5
+            assert (await generator.statistics()).num_sampled_tokens == 4 * 8
+
+    run_virtual(main())
+    assert starts.num_open == 0
 
 
 def test_a_life_that_ends_before_it_has_sampled_is_one_in_vain() -> None:

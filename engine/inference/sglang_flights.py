@@ -8,6 +8,7 @@ drained, and not while it is shut.
 import asyncio
 from collections.abc import Callable
 from typing import Literal
+from uuid import uuid4
 
 from engine.errors import GeneratorError
 
@@ -41,6 +42,8 @@ class Flights:
         self._all: dict[str, Flight] = {}
         self._gate: Gate = "open"
         self._changed = asyncio.Event()
+        # SGLang aborts every name once more 2 s after its stream, so no client may use those of another one.
+        self._client = uuid4().hex[:12]
         self._num_parts = 0
         self._busy_s = 0.0
         self._busy_since = 0.0
@@ -84,7 +87,7 @@ class Flights:
         """A part is on its way to the server, under a name of its own."""
         self._num_parts += 1
         # SGLang aborts whatever begins with a name, so no name may begin another one.
-        flight.name = f"{self._num_parts};{flight.request_id};"
+        flight.name = f"{self._client};{self._num_parts};{flight.request_id};"
         flight.is_heard = False
         flight.has_more |= has_more
 

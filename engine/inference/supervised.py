@@ -4,7 +4,7 @@ the weights that the others have.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Self
 
@@ -17,6 +17,9 @@ from engine.reports import GeneratorStatistics
 from engine.types import Completion, GenerateRequest, UpdateMode, WeightRef
 
 COUNTERS = ("num_requests", "num_sampled_tokens", "num_prefilled_tokens", "num_cached_tokens", "num_evicted_tokens")
+
+LOOK_S = 1.0
+"""Between two questions of a watch."""
 
 Start = Callable[[], AbstractAsyncContextManager[Generator]]
 """Starts (or connects to) a generator for the length of the block, with whatever weights it begins with."""
@@ -89,6 +92,15 @@ class SupervisedGenerator:
                 self._lose(generator, error)
         return self._latest
 
+    async def watch(self) -> None:
+        """Ask after it for ever. Those who know it without this supervisor meet its losses, and are served by it, and
+        say neither: without this nobody starts it again while they wait for it."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            before = self._latest.num_sampled_tokens
+            if (await self.statistics()).num_sampled_tokens > before:
+                self._lives.serve()
+
     async def _begin(self, generator: Generator) -> None:
         """Publishing waits meanwhile, so these are the latest weights, and they are still there."""
         async with self._updating:
@@ -102,6 +114,18 @@ class SupervisedGenerator:
         if self._lives.lose(generator, error):
             self._earlier = msgspec.structs.replace(self._latest, num_running=0, num_waiting=0)
             self._latest = self._earlier
+
+
+@contextlib.asynccontextmanager
+async def watched(generators: Sequence[SupervisedGenerator]) -> AsyncGenerator[None, None]:
+    """Watch generators for the length of the block, each by itself: one may take long to answer."""
+    watches = [asyncio.create_task(one.watch(), name=f"watch over {one.name}") for one in generators]
+    try:
+        yield
+    finally:
+        for watch in watches:
+            watch.cancel()
+        await asyncio.gather(*watches, return_exceptions=True)
 
 
 def _sum(earlier: GeneratorStatistics, now: GeneratorStatistics) -> GeneratorStatistics:
