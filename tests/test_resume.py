@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from actors.cli import main
 from engine import journal
 from engine.events import (
     AnyEvent,
@@ -246,17 +247,29 @@ def test_kill_9_leaves_no_child_and_the_same_command_goes_on(place: Place) -> No
     check_finished(place, "shot", starts=2)
 
 
-def test_where_the_newest_checkpoint_is_torn_the_one_before_it_is_taken(place: Place) -> None:
+def test_where_the_newest_checkpoint_is_torn_the_one_before_it_is_taken(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     code, children = place.interrupt("torn", at=f" 10/{STEPS}", by=signal.SIGKILL)
     assert code == -signal.SIGKILL
     assert gone(children)
-    newest = place.path / "runs" / "torn" / "checkpoints" / "step-000008"
-    (file,) = newest.glob("*.safetensors")
-    file.write_bytes(file.read_bytes()[:-1])
-    told = place.finish("torn")
-    assert "step-000008" in told
-    assert "torn" in told
+    checkpoints = place.path / "runs" / "torn" / "checkpoints"
+    tear(checkpoints / "step-000008")
+    assert "step-000008" in place.finish("torn")
     check_finished(place, "torn", starts=2, checkpoints=(4, 8, 8, 12))
+
+    tear(checkpoints / "step-000012")
+    monkeypatch.chdir(place.path)
+    assert main(["export", "runs/torn", "--hf", "exported"]) == 0
+    assert "step-000012" in caplog.text
+    assert (place.path / "exported" / "model.safetensors").exists()
+    tear(checkpoints / "step-000008")
+    assert main(["export", "runs/torn", "--hf", "exported"]) == 2, "none is whole"
+
+
+def tear(checkpoint: Path) -> None:
+    (file,) = checkpoint.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-1])
 
 
 def test_an_interruption_while_processes_start_leaves_none_of_them(place: Place) -> None:
