@@ -107,18 +107,23 @@ class Training:
 
     def _before(self, rows: list[Row], *, is_only: bool) -> list[Before]:
         """What each row's objective asks for. The first and only update reads the proximal policy off its own pass."""
-        config, temperature = self._config, self._config.temperature
+        config = self._config
         m2po = None if config.is_supervised else m2po_of(config.rejections)
         needs_pass = not config.is_supervised and needs_proximal(config.correction, config.rejections)
         nothing: list[None] = [None] * len(rows)
         proximal = reference = keep = nothing
         if needs_pass and (m2po is not None or not is_only):
-            proximal = self._runner.logprobs(rows, temperature=temperature)
+            proximal = self._scored(self._runner, rows)
         if self._reference is not None and config.kl is not None:
-            reference = self._reference.logprobs(rows, temperature=temperature)
+            reference = self._scored(self._reference, rows)
         if m2po is not None and self._parallel.is_last_stage:
             keep = self._kept(rows, proximal, tau=m2po.tau)
         return [Before(*known) for known in zip(proximal, reference, keep, strict=True)]
+
+    def _scored(self, runner: RowRunner, rows: list[Row]) -> Sequence[Tensor | None]:
+        """[N] log-probabilities of each row; None on stages before the last, which have no objective."""
+        scored = runner.logprobs(rows, temperature=self._config.temperature)
+        return scored if self._parallel.is_last_stage else [None] * len(rows)
 
     def _kept(self, rows: list[Row], proximal: Sequence[Tensor | None], *, tau: float) -> list[Tensor]:
         """[E] of each row, true for what M2PO keeps of all replicas' rows together."""

@@ -1,14 +1,12 @@
 """The learner on several processes gives the numbers of one: log-probabilities, gradients, weights, checkpoints.
 
-This file is also the program of each rank: `python test_learner_parallel.py FOLDER RANK NAME=PORT ...` works through
+This file is also the program of each rank: `python test_learner_parallel.py FOLDER RANK NAME ...` works through
 the named jobs, one learner after the other, so that few processes are started for many layouts.
 """
 
 import os
-import socket
 import subprocess
 import sys
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from engine.errors import DataError
 from learner.config import LearnerConfig
 from learner.megatron import MegatronLearner
 from learner.sft import batch_of, sample_of
+from tests.learner_trees import make_sample
 
 ROOT = Path(__file__).resolve().parent.parent
 VOCAB = 131  # odd: the vocabulary is padded wherever it is shared
@@ -34,6 +33,9 @@ BASE: dict[str, Any] = {
     "adam_eps": 1e-3,  # far above rounding: an update is then a smooth function of the gradient, element by element
     "loss": {"kind": "ppo", "eps_high": 0.28},
     "correction": {"kind": "decoupled"},
+    # what takes passes before the first update: over all replicas, and with the reference policy
+    "rejections": [{"kind": "m2po", "tau": 0.3}],
+    "kl": {"coef": 0.05},
     "num_minibatches": 2,
 }
 
@@ -52,11 +54,12 @@ class Job:
         return decode(BASE | self.layout, LearnerConfig, source="job")
 
 
+ROUNDED = {"dtype": "bf16", "rejections": []}
 ZERO = {"data_parallel": 2, "distributed_optimizer": True}
 JOBS = {
     "tied": Job(model="tied"),
     "untied": Job(model="untied"),
-    "rounded": Job(model="tied", layout={"dtype": "bf16"}),
+    "rounded": Job(model="tied", layout=ROUNDED),
     "tp2": Job(model="tied", layout={"tensor_parallel": 2}, resumes=("tied",)),
     "tp2_sequence": Job(
         model="untied",
@@ -67,7 +70,7 @@ JOBS = {
     "pp2": Job(model="untied", layout={"pipeline_parallel": 2}, resumes=("tp2_sequence",)),
     "dp2": Job(model="tied", layout={"data_parallel": 2}, resumes=("pp2_tied",)),
     "zero": Job(model="tied", layout=ZERO, resumes=("tied", "tp2")),
-    "rounded_zero": Job(model="tied", layout=ZERO | {"dtype": "bf16"}, resumes=("rounded",)),
+    "rounded_zero": Job(model="tied", layout=ZERO | ROUNDED, resumes=("rounded",)),
     "tp2_pp2": Job(model="tied", layout={"tensor_parallel": 2, "pipeline_parallel": 2}, resumes=("zero", "pp2_tied")),
     "pp2_zero": Job(model="tied", layout=ZERO | {"pipeline_parallel": 2}, resumes=("tp2_pp2", "zero")),
     "tp2_zero": Job(
@@ -77,7 +80,7 @@ JOBS = {
     ),
     "tied_again": Job(model="tied", resumes=("tp2", "pp2_tied", "dp2", "zero", "tp2_pp2", "pp2_zero")),
     "untied_again": Job(model="untied", resumes=("tp2_sequence", "pp2", "tp2_zero")),
-    "rounded_again": Job(model="tied", layout={"dtype": "bf16"}, resumes=("rounded_zero",)),
+    "rounded_again": Job(model="tied", layout=ROUNDED, resumes=("rounded_zero",)),
 }
 LAUNCHES = (
     (1, ("tied", "untied", "rounded")),
@@ -95,7 +98,7 @@ def sequences() -> list[np.ndarray]:
 
 
 def traces() -> list[Any]:
-    """Samples whose behaviour log-probabilities and advantages are anything but uniform."""
+    """Trajectories and trees whose behaviour log-probabilities and advantages are anything but uniform."""
     rng = np.random.default_rng(1)
     samples = []
     for row, token_ids in enumerate(s for s in sequences() if len(s) > 4):
@@ -109,10 +112,13 @@ def traces() -> list[Any]:
         group = msgspec.structs.replace(sample.group, tree=tree)
         advantages = (np.where(mask, rng.normal(), 0).astype(np.float32),)
         samples.append(msgspec.structs.replace(sample, group=group, advantages=advantages))
+    # trees: a fork behind a node of its own, and one behind an observation
+    samples.append(make_sample(rng, [0, 1, 1, 0, 4, 4], [9, 12, 7, 6, 10, 15], vocab=VOCAB, row=len(samples)))
+    samples.append(make_sample(rng, [0, 0, 2, 2, 2], [20, 5, 8, 8, 3], vocab=VOCAB, row=len(samples)))
     return samples
 
 
-def work(folder: Path, rank: int, name: str, port: str) -> None:
+def work(folder: Path, rank: int, name: str) -> None:
     """One rank of one job: score, train, save, train, load, train again, continue others; write what was seen."""
     job, home = JOBS[name], folder / name
     seen: dict[str, np.ndarray] = {}
@@ -122,7 +128,7 @@ def work(folder: Path, rank: int, name: str, port: str) -> None:
         weights_dir=home / "weights",
         rank=rank,
         world_size=job.config.world_size,
-        init_method=f"tcp://127.0.0.1:{port}",
+        init_method=f"file://{home / 'meeting'}",
         timeout_s=60,
     ) as learner:
         for i, values in enumerate(learner.logprobs(sequences())):
@@ -149,17 +155,12 @@ def work(folder: Path, rank: int, name: str, port: str) -> None:
 
 def launch(folder: Path, num_ranks: int, names: tuple[str, ...]) -> None:
     """Run all ranks to their end."""
-    jobs: list[str] = []
-    with ExitStack() as probes:
-        for name in names:
-            (folder / name).mkdir(exist_ok=True)
-            probe = probes.enter_context(socket.socket())
-            probe.bind(("127.0.0.1", 0))
-            jobs.append(f"{name}={probe.getsockname()[1]}")
+    for name in names:
+        (folder / name).mkdir(exist_ok=True)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-W", "error", __file__, str(folder), str(rank), *jobs],
+            [sys.executable, "-W", "error", __file__, str(folder), str(rank), *names],
             env=environment,
             stderr=subprocess.PIPE,
             text=True,
@@ -255,4 +256,4 @@ def test_a_checkpoint_of_any_layout_is_continued_and_one_of_the_same_bitwise(fol
 
 if __name__ == "__main__":
     for each in sys.argv[3:]:
-        work(Path(sys.argv[1]), int(sys.argv[2]), *each.split("="))
+        work(Path(sys.argv[1]), int(sys.argv[2]), each)
