@@ -21,6 +21,7 @@ from engine.buffer import GroupBuffer
 from engine.checkpoints import Checkpoints
 from engine.cohort import Cohort
 from engine.cohorts import Cohorts
+from engine.credit import Credit, credited
 from engine.deadline import within
 from engine.errors import GeneratorError
 from engine.events import (
@@ -60,7 +61,7 @@ class Controller:
         state: RunState,
         prompts: Prompts,
         rollout: Callable[[TreeBuilder, Cohort], Awaitable[TrajectoryGroup]],
-        credit: Callable[[TrajectoryGroup], Sample | None],
+        credit: Credit,
         generators: Sequence[Generator],
         trainer: Trainer,
         checkpoint_path: Callable[[int], str],
@@ -68,7 +69,7 @@ class Controller:
         evaluate: Callable[[], Awaitable[dict[str, float]]] | None = None,
         credit_batch: Callable[[Sequence[Sample]], Sequence[Sample]] = tuple,
     ) -> None:
-        """`rollout` grows a tree and emits its events; `credit` says None for a group without a learning signal.
+        """`rollout` grows a tree and emits its events.
 
         `credit_batch` finishes the samples of a step, all at once and in their order. Both are pure functions.
 
@@ -213,9 +214,9 @@ class Controller:
         """Give a finished group its credit, or refuse it."""
         prompt_id = group.prompt.prompt_id
         self._count_failures(group)
-        sample = self._credit(group)
+        sample, reason = credited(self._credit, group)
         if sample is None:
-            self._emit(GroupRefused(prompt_id=prompt_id, reason="no learning signal"))
+            self._emit(GroupRefused(prompt_id=prompt_id, reason=reason))
             self._num_wanted -= 0 if self._config.deterministic else 1
             self._num_refused_in_a_row += 1
             if self._num_refused_in_a_row % REFUSALS_WORTH_A_WARNING == 0:

@@ -167,6 +167,8 @@ class LearnerConfig(Section):
 
     micro_batch_tokens: Positive = 8192
     """Tokens in one packed row; a longer sequence gets a row of its own."""
+    max_trajectory_tokens: Positive | None = None
+    """A group with a longer trajectory is refused: what a row of its own may take of memory. Unset trains all."""
     packing: Literal["tree", "flat"] = "tree"
     """`tree` computes what trajectories of a prompt share once; `flat` each trajectory for itself. The loss is the
     same."""

@@ -67,6 +67,16 @@ def flatten(batch: Batch) -> list[FlatSequence]:
     return [sequence for index, sample in enumerate(batch.samples) for sequence in _flattened(sample, index)]
 
 
+def check(sample: Sample, *, max_tokens: int | None) -> None:
+    """Raise `LearnerError`, naming the prompt, for a sample that `flatten` refuses, or with a longer trajectory."""
+    for sequence in _flattened(sample, 0):
+        if max_tokens is not None and len(sequence.token_ids) > max_tokens:
+            raise LearnerError(
+                f"prompt {sample.group.prompt.prompt_id}: a trajectory of {len(sequence.token_ids)} tokens, "
+                f"learner.max_trajectory_tokens is {max_tokens}"
+            )
+
+
 def _flattened(sample: Sample, index: int) -> Iterator[FlatSequence]:
     group = sample.group
     where = f"prompt {group.prompt.prompt_id}"

@@ -97,6 +97,7 @@ class World:
         step_s: float = 1.0,
         publish_s: float = 0.2,
         refuses: Callable[[str], bool] = lambda name: False,
+        is_malformed: Callable[[str], bool] = lambda name: False,
         trainer: ScriptedTrainer | None = None,
         events: list[AnyEvent] | None = None,
         seed: int = 0,
@@ -116,6 +117,7 @@ class World:
         self.rows = Rows(num_prompts, np.array(tokenizer.encode("who is"), np.int32))
         self.vocab_size = tokenizer.vocab_size
         self.refuses = refuses
+        self.is_malformed = is_malformed
         self.trainer = trainer or ScriptedTrainer(step_s=step_s, publish_s=publish_s)
         self.state = RunState()
         for event in events or ():
@@ -166,6 +168,8 @@ class World:
     def credit(self, group: TrajectoryGroup) -> Sample | None:
         if self.refuses(group.prompt.prompt_id):
             return None
+        if self.is_malformed(group.prompt.prompt_id):
+            raise LearnerError(f"prompt {group.prompt.prompt_id}: a log-probability is not finite")
         sizes = [group.tree.token_ids(t.leaf).size for t in group.trajectories]
         return Sample(group=group, advantages=tuple(np.zeros(size, np.float32) for size in sizes))
 
@@ -282,6 +286,22 @@ def test_refused_groups_are_replaced_and_free_their_slots(tokenizer: HfTokenizer
     ).run()
     assert len(world.trained) == 9
     assert all(int(name[-3:]) % 2 for name in world.trained)
+
+
+def test_a_group_that_cannot_be_trained_is_refused_with_the_reason_and_harms_no_other(
+    tokenizer: HfTokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World(
+        tokenizer,
+        train=TrainConfig(steps=3, batch_size=3, max_staleness=1),
+        rollout=small(),
+        is_malformed=lambda name: name.endswith("4"),
+    ).run()
+    assert len(world.trained) == 9
+    reasons = [event.reason for event in world.of(GroupRefused)]
+    assert reasons
+    assert all("a log-probability is not finite" in reason for reason in reasons)
+    assert "a group is refused: prompt e0-r" in caplog.text
 
 
 def test_a_run_whose_groups_are_all_refused_ends(tokenizer: HfTokenizer) -> None:
