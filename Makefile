@@ -14,7 +14,7 @@ LIMIT := timeout --foreground --signal=INT --kill-after=60
 export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install sglang demo test test-real check mutants clean
+.PHONY: help install sglang demo test test-real test-gpu check mutants clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,10 +27,14 @@ demo: $(STAMP) ## train the demo on this machine; leaves runs/demo/
 	.venv/bin/arpo train configs/demo.toml
 
 test: $(STAMP) ## the quick suite
-	$(LIMIT) 900 $(PYTEST) -m "not real"
+	$(LIMIT) 900 $(PYTEST) -m "not real and not gpu"
 
 test-real: $(STAMP) $(SGLANG_STAMP) ## the suite with real servers, torchrun layouts, built wheels
 	$(LIMIT) 3900 $(PYTEST) -m real
+
+test-gpu: $(STAMP) ## the suite that needs a CUDA device, and what a step costs there
+	$(LIMIT) 1800 $(PYTEST) -m gpu
+	.venv/bin/arpo bench learner --device cuda --quick
 
 check: $(STAMP) ## lint, format, types
 	.venv/bin/ruff check
