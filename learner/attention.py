@@ -70,27 +70,35 @@ class Layout:
 
     @classmethod
     def of(
-        cls, structure: Structure, *, predictors: Tensor, inverse_frequencies: Tensor, kind: AttentionKind = "auto"
+        cls,
+        structure: Structure,
+        *,
+        predictors: Tensor,
+        inverse_frequencies: Tensor,
+        kind: AttentionKind,
+        dtype: torch.dtype,
     ) -> "Layout":
         """The layout of a row of this structure, on the device of the tensors."""
         depths = torch.from_numpy(structure.depths).to(predictors.device)
         return cls(
-            attend=attention(structure, kind=kind, device=predictors.device),
+            attend=attention(structure, kind=kind, device=predictors.device, dtype=dtype),
             rotation=Rotation.of(depths, inverse_frequencies),
             predictors=predictors,
         )
 
 
-def attention(structure: Structure, *, kind: AttentionKind, device: torch.device) -> Attend:
-    """The attention of a row. `auto` is `chains` on a CPU; on CUDA `flash` for rows without a fork where flash-attn is
-    installed, and `flex` for all others."""
+def attention(
+    structure: Structure, *, kind: AttentionKind, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Attend:
+    """The attention of a row in `dtype`. `auto` is `chains` on a CPU; on CUDA `flash` for rows without a fork in half
+    precision where flash-attn is installed, and `flex` for all others."""
     if kind == "dense":
         return Dense(ancestor_mask(structure, device))
     if kind == "chains" or (kind == "auto" and device.type == "cpu"):
         return partial(attend_chains, structure=structure)
     from learner import attention_cuda  # brings the compiler along
 
-    if (attention_cuda.best(structure) if kind == "auto" else kind) == "flash":
+    if (attention_cuda.best(structure, dtype) if kind == "auto" else kind) == "flash":
         return attention_cuda.Flash(structure, device)
     return attention_cuda.Flex(structure, device)
 

@@ -20,9 +20,10 @@ def _has_flash() -> bool:
     return find_spec("flash_attn") is not None
 
 
-def best(structure: Structure) -> Literal["flash", "flex"]:
-    """What is fastest for this row with what is installed."""
-    return "flash" if not structure.rectangles and _has_flash() else "flex"
+def best(structure: Structure, dtype: torch.dtype) -> Literal["flash", "flex"]:
+    """What is fastest for this row with what is installed; flash-attn computes in half precision alone."""
+    is_half = dtype in (torch.bfloat16, torch.float16)
+    return "flash" if is_half and not structure.rectangles and _has_flash() else "flex"
 
 
 @cache

@@ -13,6 +13,7 @@ from learner.attention import Layout
 from learner.config import LearnerConfig
 from learner.logprobs import token_logprobs
 from learner.mcore import get_forward_backward_func
+from learner.model import DTYPES
 from learner.objective import Before, row_objective
 from learner.parallel import Parallel
 from learner.rows import Row, padded
@@ -109,6 +110,7 @@ class RowRunner:
                 predictors=predictors,
                 inverse_frequencies=self._frequencies,
                 kind=self._config.attention,
+                dtype=DTYPES[self._config.dtype],
             )
             token_ids = torch.from_numpy(row.token_ids).long().to(self._parallel.device)
             logits = model(

@@ -116,11 +116,11 @@ class Story:
 
 
 def report(step: int, *, loss: float = 1.0, duration_s: float = 2.0, others: float = 0.0) -> StepReport:
-    """Of a step on 10 trained tokens of 30; `others` is whatever else was measured."""
+    """Of a step on 10 trained tokens of 30, in trees whose paths have 40; `others` is whatever else was measured."""
     numbers = dict.fromkeys(
         ("grad_norm", "learning_rate", "entropy", "kl_rollout", "ratio_max", "clip_fraction"), others
     )
-    counts = {"num_trained_tokens": 10, "num_computed_tokens": 30}
+    counts = {"num_trained_tokens": 10, "num_computed_tokens": 30, "num_path_tokens": 40}
     return StepReport(step=step, version=step, loss=loss, duration_s=duration_s, **counts, **numbers)
 
 

@@ -330,6 +330,7 @@ def test_the_time_of_training_is_divided_among_what_the_learner_did() -> None:
     assert [(r.unit, r.amount, r.per_second) for r in timing.rates] == [
         ("tokens trained", 20, 5.0),
         ("tokens computed", 60, 15.0),
+        ("tokens of paths", 80, 20.0),
     ]
 
 

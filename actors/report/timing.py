@@ -68,6 +68,9 @@ def measure(record: RunRecord) -> Timing:
         computed = sum(row.num_computed_tokens for row in record.rows)
         rates.append(Rate(part="learner", unit="tokens trained", amount=trained, busy_s=step_s))
         rates.append(Rate(part="learner", unit="tokens computed", amount=computed, busy_s=step_s))
+        of_paths = sum(row.num_path_tokens for row in record.rows)
+        if of_paths > computed:  # what trees had in common was computed once
+            rates.append(Rate(part="learner", unit="tokens of paths", amount=of_paths, busy_s=step_s))
     ended = [run for run in record.tools if any(w.start_s <= run.span.end_s <= w.end_s for w in windows)]
     executed = sum(run.was_executed for run in ended)
     if executed:
