@@ -173,7 +173,7 @@ class LearnerConfig(Section):
     """`tree` computes what trajectories of a prompt share once; `flat` each trajectory for itself. The loss is the
     same."""
     attention: AttentionKind = "auto"
-    """`auto` is `chains` on a CPU; on CUDA `flash` (flash-attn), where it is installed, for rows of bf16 without a fork,
+    """`auto` is `chains` on a CPU; on CUDA `flash` (flash-attn, where it is installed) for rows of bf16 without a fork
     and `flex` (FlexAttention) for the others. `dense` computes all pairs: the reference."""
     fixed_shapes: bool = False
     """Pad every row to `micro_batch_tokens`, so that results do not depend on what else is in the batch's rows."""
