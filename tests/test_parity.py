@@ -239,7 +239,7 @@ def test_sglang_learner_and_transformers_agree_on_64_multi_turn_trajectories(kin
     before, after = asyncio.run(measure(tmp_path, kind=kind, generator=SGLANG, num_trees=8))
     print(f"SGLang, {kind}: before the step {before}, after it {after}")
     for gap in (before, after):
-        assert gap.num_sampled > 2000, gap
+        assert gap.num_sampled > 1000, gap  # a random model may talk little
         assert gap.to_engine <= LEARNER_TO_ENGINE, gap
         assert gap.to_reference <= LEARNER_TO_REFERENCE, gap
 
