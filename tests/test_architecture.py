@@ -31,7 +31,7 @@ ARROWS = {
 EVERYWHERE = {"msgspec", "numpy"}
 DOORS: dict[str, tuple[str, ...]] = {
     "aiohttp": ("engine/inference/*", "tools/http.py", "actors/gateway.py"),
-    "asyncio_throttle": ("tools/executor.py",),
+    "asyncio_throttle": ("tools/hosts.py",),
     "bm25s": ("tools/search.py",),
     "flash_attn": ("learner/attention*.py",),
     "jinja2": ("engine/chat_template.py", "actors/report/page.py"),
