@@ -192,6 +192,9 @@ class TrajectoryGroup(Value, frozen=True):
     trajectories: tuple[Trajectory, ...]
     num_tool_calls_requested: int = 0
     num_tool_calls_executed: int = 0
+    num_tool_calls_cached: int = 0
+    num_tool_calls_shared: int = 0
+    num_tool_calls_refused: int = 0
     num_tokens_cached: int = 0
     num_tokens_prefilled: int = 0
     wall_s: float = 0.0
