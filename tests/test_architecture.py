@@ -34,6 +34,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "asyncio_throttle": ("tools/hosts.py",),
     "bm25s": ("tools/search.py",),
     "flash_attn": ("learner/attention*.py",),
+    "jsonschema": ("tools/json_schema.py",),
     "jinja2": ("engine/chat_template.py", "actors/report/page.py"),
     "matplotlib": ("actors/report/plots.py",),
     "megatron": ("learner/mcore.py",),
@@ -49,7 +50,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "transformers": ("actors/bench/*",),
 }
 """Dependency to the only files that may import it; `*` matches any depth."""
-ONE_FILE = ("asyncio_throttle", "bm25s", "matplotlib", "rich")
+ONE_FILE = ("asyncio_throttle", "bm25s", "jsonschema", "matplotlib", "rich")
 """Dependencies that one file may import, whatever the pattern allows."""
 PRINTERS = ("actors/cli.py", "tools/python_server.py", "*/__main__.py")
 """Programs: what they print is their answer."""

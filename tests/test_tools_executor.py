@@ -263,13 +263,13 @@ def test_two_tools_of_one_name_are_refused() -> None:
 
 def test_a_rate_makes_calls_wait_that_permits_would_let_through() -> None:
     async def main(executor: Executor) -> tuple[float, list[str]]:
-        results = await asyncio.gather(*(executor.call(ask()) for _ in range(3)))
+        results = await asyncio.gather(*(executor.call(ask()) for _ in range(4)))
         return asyncio.get_running_loop().time(), [result.status for result in results]
 
-    # 20 calls a second are 2 in 0.1 s. The throttler measures wall time, but it waits on the loop's clock.
+    # 20 calls a second are at most 3 in 0.1 s. The throttler measures wall time, but it waits on the loop's clock.
     limited_s, statuses = with_executor(main, slow_tool(latency_s=0.0, calls_per_s=20.0))
     assert limited_s > 0.0
-    assert statuses == ["ok"] * 3
+    assert statuses == ["ok"] * 4
     assert with_executor(main, slow_tool(latency_s=0.0))[0] == 0.0
 
 

@@ -1,6 +1,7 @@
 """Host: what the tools behind one service share: permits, a rate, a breaker. The only door to `asyncio_throttle`."""
 
 import asyncio
+import math
 import random
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
@@ -8,31 +9,41 @@ from contextlib import asynccontextmanager
 from tools.breaker import Breaker
 from tools.schema import Tool
 
-_WINDOW_S = 0.1
-"""A rate is kept in windows about this long: over a whole second, 100 calls/s would come in bursts of 100."""
-_POLLS = 100
-"""How often a window is looked at while somebody waits for its end: the rate is kept to a hundredth."""
+_SMOOTH_FROM = 10.0
+"""Calls a second from which on they may come in small bursts; below, one by one."""
+_TENTH_S = 0.1
+_CATCH_UP = 1.2
+"""By how much a tenth of a second may exceed its share: what a busy moment delayed comes in the same second."""
+_LOOKS = 500
+"""How often a window is looked at while somebody waits: lateness is lost for good, once a window."""
 _FIRST_WAIT_S = 0.25
 _MAX_WAIT_S = 8.0
 
 
 class Rate:
-    """At most `calls_per_s`, evenly in windows of a tenth of a second, or one by one for low rates."""
+    """In no second more than `calls_per_s`, and in no tenth of one more than 1.2 times its share: 100 calls/s are no
+    burst of 100 once a second. Low rates go one by one."""
 
     def __init__(self, calls_per_s: float) -> None:
         # The throttler reads the wall clock, so it is not even imported unless a rate is asked for.
         from asyncio_throttle import Throttler
 
-        burst = max(1, round(calls_per_s * _WINDOW_S))
-        period_s = burst / calls_per_s
-        self._throttler = Throttler(rate_limit=burst, period=period_s, retry_interval=period_s / _POLLS)
+        def throttler(limit: int, period_s: float) -> Throttler:
+            return Throttler(rate_limit=limit, period=period_s, retry_interval=period_s / _LOOKS)
+
+        if calls_per_s < _SMOOTH_FROM:
+            self._throttlers = [throttler(1, 1 / calls_per_s)]
+        else:
+            limit, tenth = round(calls_per_s), math.ceil(calls_per_s * _TENTH_S * _CATCH_UP)
+            self._throttlers = [throttler(limit, limit / calls_per_s), throttler(tenth, _TENTH_S)]
         # A throttler wakes every one of its waiters at every look: behind the lock there is one.
         self._turn = asyncio.Lock()
 
     async def wait(self) -> None:
         """Return when the next call may begin."""
         async with self._turn:
-            await self._throttler.acquire()
+            for throttler in self._throttlers:
+                await throttler.acquire()
 
 
 class Host:
