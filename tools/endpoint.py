@@ -1,15 +1,14 @@
 """An HTTP endpoint as a tool: arguments go out as a JSON object, and what comes back is the result."""
 
-import os
 from typing import Any
 
 import msgspec
 
 from engine.config import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Section
-from engine.errors import ConfigError
 from engine.types import ToolSpec
 from tools.http import Http, HttpClient, HttpRequest
 from tools.json_schema import argument_check
+from tools.keys import bearer
 from tools.schema import DEFAULT_MAX_CONCURRENCY, DEFAULT_TIMEOUT_S, Tool, UnavailableError
 
 
@@ -45,7 +44,7 @@ class EndpointConfig(Section, frozen=True, kw_only=True):
 def endpoint_tool(config: EndpointConfig, *, http: Http | None = None) -> Tool:
     """The tool; `http` replaces the network. Raises `ConfigError` for a missing key, or a schema that is none."""
     spec = ToolSpec(name=config.name, description=config.description, parameters=config.parameters)
-    headers = {"Authorization": f"Bearer {key_of(config.key_env)}"} if config.key_env else {}
+    headers = bearer(config.key_env)
     client = http or HttpClient(max_connections=config.max_concurrency)
 
     async def run(arguments: dict[str, Any]) -> str:
@@ -71,14 +70,6 @@ def endpoint_tool(config: EndpointConfig, *, http: Http | None = None) -> Tool:
         max_retries=config.max_retries,
         aclose=client.aclose,
     )
-
-
-def key_of(variable: str) -> str:
-    """A secret from the environment, the only place it may come from. Raises `ConfigError`, without it, where unset."""
-    value = os.environ.get(variable, "").strip()
-    if not value:
-        raise ConfigError(f"the environment variable {variable} is not set")
-    return value
 
 
 def _part(body: Any, config: EndpointConfig) -> Any:
