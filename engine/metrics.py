@@ -51,6 +51,12 @@ class StepMetrics(msgspec.Struct, frozen=True, kw_only=True):
     """Sampled over KV of older weights (`in_place` updates)."""
     num_tool_calls_requested: int
     num_tool_calls_executed: int
+    num_tool_calls_cached: int
+    """Answered by an earlier execution."""
+    num_tool_calls_shared: int
+    """Answered by an equal call's execution, which was under way."""
+    num_tool_calls_refused: int
+    """By a budget, or because the tool's host was being left alone."""
     num_forks_considered: int
     num_forks_wanted: int
     num_forks: int
@@ -109,7 +115,7 @@ class MetricsFold:
                 counts["requested"] += 1
                 self.num_tool_calls_requested += 1
             case ToolFinished():
-                counts["executed"] += event.result.was_executed
+                counts[f"calls {event.result.outcome}"] += 1
                 self.num_tool_calls_executed += event.result.was_executed
                 self._tool_s += event.result.duration_s
             case ForkConsidered():
@@ -174,7 +180,10 @@ class MetricsFold:
             num_cached_tokens=counts["cached"],
             num_mixed_tokens=counts["mixed"],
             num_tool_calls_requested=counts["requested"],
-            num_tool_calls_executed=counts["executed"],
+            num_tool_calls_executed=counts["calls executed"],
+            num_tool_calls_cached=counts["calls cached"],
+            num_tool_calls_shared=counts["calls shared"],
+            num_tool_calls_refused=counts["calls refused"],
             num_forks_considered=counts["considered"],
             num_forks_wanted=counts["wanted"],
             num_forks=counts["forks"],

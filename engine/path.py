@@ -8,11 +8,11 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 import msgspec
 
 from engine.branching import Branching
-from engine.budget import Account
 from engine.coins import seed_of
 from engine.errors import GeneratorError, RequestRefusedError, ToolError
 from engine.events import AnyTreeEvent, Observed, PathEnded, Rewarded, TokensSampled, ToolFinished, ToolRequested
 from engine.interfaces import Generator, ToolHost
+from engine.ledger import PathLedger
 from engine.renderer import Renderer
 from engine.rollout_config import SamplingConfig
 from engine.stop_seam import StopSeam
@@ -23,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 RETRY_S = 0.1
 """Wait before a failed segment is continued; doubled each time."""
-OUT_OF_CALLS = "Tool call refused: the budget of tool calls is used up. Answer with what you know."
 
 
 class PathRunner:
@@ -34,6 +33,7 @@ class PathRunner:
         tree: TreeBuilder,
         *,
         sampling: SamplingConfig,
+        out_of_calls: str,
         seed: int,
         branching: Branching,
         stream_interval: int,
@@ -43,10 +43,14 @@ class PathRunner:
         emit: Callable[[AnyTreeEvent], None],
         on_progress: Callable[[Path], None],
     ) -> None:
-        """`on_progress` is called after every chunk and every observation: the place where forks are considered."""
+        """`on_progress` is called after every chunk and every observation: the place where forks are considered.
+
+        `out_of_calls` is the result of a call that no budget pays for.
+        """
         self._tree = tree
         self._prompt_id = tree.prompt.prompt_id
         self._sampling = sampling
+        self._out_of_calls = out_of_calls
         self._seed = seed
         self._branching = branching
         self._stream_interval = stream_interval
@@ -56,7 +60,7 @@ class PathRunner:
         self._emit = emit
         self._on_progress = on_progress
 
-    async def run(self, path: Path, *, calls: Account) -> None:
+    async def run(self, path: Path, *, ledger: PathLedger) -> None:
         """Grow `path` to its end and score it. Failures of generator, tools and reward end up in the path."""
         while path.is_live:
             if not path.finish_reason:
@@ -66,7 +70,7 @@ class PathRunner:
             if path.finish_reason == "length" or (wanted and len(path.marks) >= self._sampling.max_turns):
                 await self._end(path, RolloutStatus.TRUNCATED)
             elif wanted:
-                await self._observe(path, wanted, calls)
+                await self._observe(path, wanted, ledger)
             else:
                 await self._end(path, RolloutStatus.COMPLETED)
 
@@ -162,7 +166,7 @@ class PathRunner:
 
     # -- tools ------------------------------------------------------------------------------------------------
 
-    async def _observe(self, path: Path, wanted: Sequence[ToolCall], calls: Account) -> None:
+    async def _observe(self, path: Path, wanted: Sequence[ToolCall], ledger: PathLedger) -> None:
         """Run the calls of one turn concurrently and show the policy their results, in the order of the calls.
 
         Calls that a journal already knows are not requested again, and their results are not computed again.
@@ -174,30 +178,28 @@ class PathRunner:
                     self._emit(ToolRequested(prompt_id=self._prompt_id, path=path.number, call=call, index=index))
                 if index not in path.results:
                     group.create_task(
-                        self._call(path, index, calls), name=f"{self._prompt_id}/{path.number}/{call.name}"
+                        self._call(path, index, ledger), name=f"{self._prompt_id}/{path.number}/{call.name}"
                     )
         results = [path.results[index] for index in range(first, first + len(wanted))]
         tokens = self._renderer.render_results(results, segment=self._tree.segment(path))
         self._emit(Observed(prompt_id=self._prompt_id, path=path.number, token_ids=tokens))
         self._on_progress(path)
 
-    async def _call(self, path: Path, index: int, calls: Account) -> None:
-        result = await self._execute(path, index, calls)
+    async def _call(self, path: Path, index: int, ledger: PathLedger) -> None:
+        result = await self._execute(path, index, ledger)
         self._emit(ToolFinished(prompt_id=self._prompt_id, path=path.number, index=index, result=result))
 
-    async def _execute(self, path: Path, index: int, calls: Account) -> ToolResult:
+    async def _execute(self, path: Path, index: int, ledger: PathLedger) -> ToolResult:
         call = path.calls[index]
         if call.malformed:
             return ToolResult(name=call.name, text=call.malformed, status="malformed")
-        reservation = calls.reserve()
+        reservation = ledger.reserve()
         if reservation is None:
-            return ToolResult(name=call.name, text=OUT_OF_CALLS, status="refused")
-        try:
+            return ToolResult(name=call.name, text=self._out_of_calls, status="refused")
+        with reservation:
             result = await self._tools.call(call, history=path.calls[:index])
-            reservation.settle(result.was_executed)
-            return result
-        finally:
-            reservation.cancel()
+            reservation.settle(result)
+        return result
 
     # -- the end ----------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from engine.coins import coin
 from engine.events import AnyTreeEvent, ForkConsidered, Forked, GroupFinished, PathStarted
 from engine.granting import Proposal
 from engine.interfaces import Generator, ToolHost
+from engine.ledger import PathLedger
 from engine.monitor import EntropyMonitor
 from engine.path import PathRunner
 from engine.renderer import Renderer
@@ -62,6 +63,7 @@ class TreeRollout:
         self._runner = PathRunner(
             tree,
             sampling=config.sampling,
+            out_of_calls=config.budget.out_of_calls,
             seed=seed,
             branching=config.branching,
             stream_interval=config.stream_interval,
@@ -197,10 +199,9 @@ class TreeRollout:
         self._tasks.create_task(self._run_path(path), name=f"{self.prompt_id}/path{path.number}")
 
     async def _run_path(self, path: Path) -> None:
-        inherited = sum(result.was_executed for result in path.results.values())
-        limit = self._config.budget.calls_per_path
-        account = Account(f"{self.prompt_id}/{path.number}", limit=limit, parent=self._calls, spent=inherited)
-        await self._runner.run(path, calls=account)
+        name, limit = f"{self.prompt_id}/{path.number}", self._config.budget.calls_per_path
+        ledger = PathLedger(name, limit=limit, expenses=self._calls, inherited=path.results.values())
+        await self._runner.run(path, ledger=ledger)
         if path.number == 0 and self._num_missing:
             # AEPO knows its N only now; forks of the first path may still grow.
             self._start_first()

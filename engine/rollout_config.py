@@ -8,6 +8,8 @@ from engine.branching import AnyBranching, Arpo
 from engine.config import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Section
 from engine.granting import AnyGranting, Paper
 
+OUT_OF_CALLS = "Tool call refused: the budget of tool calls is used up. Answer with what you know."
+
 
 class SamplingConfig(Section, frozen=True):
     """How a path is sampled, and how long it may get."""
@@ -28,7 +30,8 @@ class SamplingConfig(Section, frozen=True):
 
 
 class BudgetConfig(Section, frozen=True):
-    """Hard limits; unset means unlimited. A call is reserved before it runs and counted when it really ran."""
+    """Hard limits; unset means unlimited. A call is reserved before it runs. A path counts the calls that a tool
+    answered; prompt, cohort and run count those that really ran, not those that a cache or another call answered."""
 
     calls_per_path: NonNegative | None = 6
     calls_per_prompt: NonNegative | None = None
@@ -36,6 +39,8 @@ class BudgetConfig(Section, frozen=True):
     calls_per_run: NonNegative | None = None
     leaves_per_cohort: Positive | None = None
     """Trajectories a cohort may have in all: M is then a cap, and `ranked` granting moves places between trees."""
+    out_of_calls: Annotated[str, Meta(min_length=1)] = OUT_OF_CALLS
+    """What the model reads in place of a result when a limit is reached."""
 
 
 class RolloutConfig(Section, frozen=True):

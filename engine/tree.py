@@ -9,11 +9,13 @@ tail while the child grows another one:
 A group of independent samples (GRPO) is the tree that forks once, at the prompt: nothing here knows the difference.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
+from engine.calls import CallOutcome
 from engine.errors import JournalError
 from engine.events import (
     AnyTreeEvent,
@@ -118,7 +120,8 @@ class TreeBuilder:
         self.open_forks: dict[tuple[int, int], ForkConsidered] = {}
         """Wanted forks that nobody has granted yet, by path and length."""
         self.num_requested = 0
-        self.num_executed = 0
+        self.outcomes: Counter[CallOutcome] = Counter()
+        """Of calls that came back."""
         self.num_cached = 0
         self.num_prefilled = 0
         self.is_finished = False
@@ -139,7 +142,7 @@ class TreeBuilder:
                 self.num_requested += 1
             case ToolFinished():
                 self.paths[event.path].results[event.index] = event.result
-                self.num_executed += event.result.was_executed
+                self.outcomes[event.result.outcome] += 1
             case Observed():
                 self._observe(event)
             case ForkConsidered():
@@ -159,6 +162,11 @@ class TreeBuilder:
                 self.is_finished = True
             case PromptAdmitted():
                 pass
+
+    @property
+    def num_executed(self) -> int:
+        """Calls that really ran: what they cost the budgets of prompt, cohort and run."""
+        return self.outcomes["executed"]
 
     @property
     def live_paths(self) -> list[Path]:
@@ -198,6 +206,9 @@ class TreeBuilder:
             trajectories=tuple(self._trajectory(path, places[path.tip]) for path in self.paths),
             num_tool_calls_requested=self.num_requested,
             num_tool_calls_executed=self.num_executed,
+            num_tool_calls_cached=self.outcomes["cached"],
+            num_tool_calls_shared=self.outcomes["shared"],
+            num_tool_calls_refused=self.outcomes["refused"],
             num_tokens_cached=self.num_cached,
             num_tokens_prefilled=self.num_prefilled,
             wall_s=wall_s,

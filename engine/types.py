@@ -6,11 +6,17 @@ A *segment* is what the policy samples between two observations; a *path* is roo
 """
 
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+
+from engine.calls import CallOutcome as CallOutcome
+from engine.calls import ToolCall as ToolCall
+from engine.calls import ToolResult as ToolResult
+from engine.calls import ToolSpec as ToolSpec
+from engine.calls import ToolStatus as ToolStatus
 
 Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
@@ -95,43 +101,6 @@ class Completion(Value, frozen=True):
     """Prompt tokens read from the radix cache (in the first chunk; 0 later)."""
     num_prefilled_tokens: int = 0
     """Prompt tokens computed for this request (in the first chunk; 0 later, except after a `retract`)."""
-
-
-class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What a model is told about a tool, and what a call is checked against."""
-
-    name: str
-    description: str
-    parameters: dict[str, Any]
-    """JSON schema of the arguments, an object."""
-
-
-class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
-    """One call found in sampled tokens. Produced by the renderer, consumed by the executor."""
-
-    name: str
-    arguments: dict[str, Any]
-    malformed: str = ""
-    """Why the call cannot be executed; empty for a good one. The model reads it as the result."""
-
-
-ToolStatus = Literal["ok", "error", "timeout", "refused", "malformed"]
-
-
-class ToolResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What a call came to; failures are results too. Produced by the executor, shown to the model as text."""
-
-    name: str
-    text: str
-    status: ToolStatus = "ok"
-    is_cached: bool = False
-    """True where no execution was needed for this very call."""
-    duration_s: float = 0.0
-
-    @property
-    def was_executed(self) -> bool:
-        """True where the tool really ran for this call: what budgets count."""
-        return not self.is_cached and self.status in ("ok", "error", "timeout")
 
 
 class Reward(msgspec.Struct, frozen=True, kw_only=True):
@@ -224,6 +193,9 @@ class TrajectoryGroup(Value, frozen=True):
     trajectories: tuple[Trajectory, ...]
     num_tool_calls_requested: int = 0
     num_tool_calls_executed: int = 0
+    num_tool_calls_cached: int = 0
+    num_tool_calls_shared: int = 0
+    num_tool_calls_refused: int = 0
     num_tokens_cached: int = 0
     num_tokens_prefilled: int = 0
     wall_s: float = 0.0

@@ -31,14 +31,17 @@ ARROWS = {
 EVERYWHERE = {"msgspec", "numpy"}
 DOORS: dict[str, tuple[str, ...]] = {
     "aiohttp": ("engine/inference/*", "tools/http.py", "actors/gateway.py"),
-    "asyncio_throttle": ("tools/executor.py",),
+    "asyncio_throttle": ("tools/hosts.py",),
     "bm25s": ("tools/search.py",),
     "flash_attn": ("learner/attention*.py",),
+    "jsonschema": ("tools/json_schema.py",),
+    "httpx2": ("tools/mcp_client.py",),
     "jinja2": ("engine/chat_template.py", "actors/report/page.py"),
     "matplotlib": ("actors/report/plots.py",),
+    "mcp": ("tools/mcp_client.py",),
     "megatron": ("learner/mcore.py",),
     "psutil": ("actors/*",),
-    "pyarrow": ("engine/dataset_files.py", "tools/toolworld_files.py"),
+    "pyarrow": ("engine/dataset_files.py", "tools/corpus_files.py", "tools/toolworld_files.py"),
     "ray": ("actors/ray_*.py",),
     "rich": ("actors/*",),
     # The benchmarks time the reference implementations: a plain `save_file`, and transformers, which speaks torch.
@@ -52,10 +55,11 @@ DOORS: dict[str, tuple[str, ...]] = {
         "actors/bench/learner_*.py",
         "actors/sglang_cpu_shims/*",
     ),
+    "trafilatura": ("tools/readable.py",),
     "transformers": ("actors/bench/*",),
 }
 """Dependency to the only files that may import it; `*` matches any depth."""
-ONE_FILE = ("asyncio_throttle", "bm25s", "matplotlib", "rich")
+ONE_FILE = ("asyncio_throttle", "bm25s", "jsonschema", "matplotlib", "mcp", "rich", "trafilatura")
 """Dependencies that one file may import, whatever the pattern allows."""
 PRINTERS = ("actors/cli.py", "tools/python_server.py", "*/__main__.py")
 """Programs: what they print is their answer."""

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from actors.bench import async_bench, decode_bench, harness, simulation
+from actors.bench import NAMES, async_bench, decode_bench, harness, simulation
 from actors.bench.barrier import BarrierRollout
 from actors.bench.bench import Bench, Record, arm_report, measure, median_of, median_ratio
 from actors.bench.decode import make_bench_model
@@ -273,3 +273,7 @@ def test_forks_and_tool_turns_compute_nothing_twice(tmp_path: Path) -> None:
 def test_the_decode_bench_names_its_arms(tmp_path: Path) -> None:
     (bench,) = decode_bench.benches(tmp_path, is_quick=True)
     assert list(bench.arms) == ["embedded", "transformers", "prefill"]
+
+
+def test_every_bench_that_the_command_line_names_has_a_maker() -> None:
+    assert set(NAMES) == set(harness.MAKERS)

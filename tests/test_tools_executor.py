@@ -7,6 +7,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from engine.clock import run_virtual
@@ -14,6 +15,7 @@ from engine.errors import ConfigError, ToolError
 from engine.types import ToolCall, ToolResult
 from tools.executor import Executor, ToolStatistics, cut
 from tools.faults import ScriptedTools, flooding_tool, hanging_tool, raising_tool, slow_tool
+from tools.latency import Latency
 from tools.schema import Tool, tool
 
 
@@ -247,8 +249,10 @@ def test_counters_tell_what_became_of_every_call() -> None:
         return executor.statistics().tools["slow"]
 
     counts = with_executor(main, slow_tool(latency_s=2.0, max_concurrency=1), max_result_chars=0)
-    assert counts == ToolStatistics(
-        num_calls=3, num_ok=2, num_malformed=1, num_cut=3, queued_s=6.0, busy_s=4.0, slowest_s=2.0
+    assert counts.latency.quantile(0.5) == pytest.approx(2.0, rel=0.2)
+    # The malformed one did not queue.
+    assert msgspec.structs.replace(counts, latency=Latency()) == ToolStatistics(
+        num_calls=3, num_ok=2, num_malformed=1, num_cut=3, queued_s=2.0, busy_s=4.0, slowest_s=2.0
     )
 
 
@@ -259,13 +263,13 @@ def test_two_tools_of_one_name_are_refused() -> None:
 
 def test_a_rate_makes_calls_wait_that_permits_would_let_through() -> None:
     async def main(executor: Executor) -> tuple[float, list[str]]:
-        results = await asyncio.gather(*(executor.call(ask()) for _ in range(3)))
+        results = await asyncio.gather(*(executor.call(ask()) for _ in range(4)))
         return asyncio.get_running_loop().time(), [result.status for result in results]
 
-    # 20 calls a second are 2 in 0.1 s. The throttler measures wall time, but it waits on the loop's clock.
+    # 20 calls a second are at most 3 in 0.1 s. The throttler measures wall time, but it waits on the loop's clock.
     limited_s, statuses = with_executor(main, slow_tool(latency_s=0.0, calls_per_s=20.0))
     assert limited_s > 0.0
-    assert statuses == ["ok"] * 3
+    assert statuses == ["ok"] * 4
     assert with_executor(main, slow_tool(latency_s=0.0))[0] == 0.0
 
 

@@ -13,7 +13,8 @@ from engine.clock import run_virtual
 from engine.errors import ConfigError
 from engine.types import ToolCall
 from tools.config import ToolsConfig, build_executor
-from tools.search import NO_RESULTS, Corpus, Passage, search_tool
+from tools.passages import NO_RESULTS, Passage, ToolLimits, search_tool
+from tools.search import Corpus
 
 ROWS = [
     {"text": "Ulm has the tallest minster.", "title": "Ulm", "id": 1, "url": "ignored"},
@@ -119,7 +120,7 @@ def test_wrong_sections_name_the_key() -> None:
 def test_a_large_corpus_is_searched_outside_the_loop(corpus: Corpus, tmp_path: Path) -> None:
     large = Corpus([*corpus.passages, *(Passage(text="w") for _ in range(100_001))])
     for pages in (corpus, large):
-        found = asyncio.run(search_tool(pages, top_k=1).call({"query": "minster"}))
+        found = asyncio.run(search_tool(pages, ToolLimits(top_k=1)).call({"query": "minster"}))
         assert found == "Page 1: Ulm has the tallest minster."
 
 

@@ -1,14 +1,18 @@
 """Tools that misbehave on purpose, and a host that answers from a script: shipped fakes for tests and simulations."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 from engine.types import ToolCall, ToolResult, ToolSpec
-from tools.schema import Tool, tool
+from tools.schema import Tool, UnavailableError, tool
 
 Answer = str | ToolResult | Sequence[str | ToolResult] | Callable[[ToolCall], str | ToolResult]
 """What a scripted tool says: always this, or these in turn (the last one for ever), or what a function of the call
 returns."""
+
+Behaviour = Literal["ok", "raises", "down", "hangs"]
+"""`raises`: the tool fails; `down`: its host does not answer; `hangs`: nothing comes back."""
 
 
 class ScriptedTools:
@@ -90,12 +94,10 @@ def _text_spec(name: str, *, argument: str) -> ToolSpec:
     return ToolSpec(name=name, description=f"Scripted {name}.", parameters=parameters)
 
 
-def slow_tool(
-    *, latency_s: float, timeout_s: float = 30.0, max_concurrency: int = 16, calls_per_s: float = 0.0
-) -> Tool:
-    """`slow(query)`: repeats the query after `latency_s` seconds."""
+def slow_tool(*, latency_s: float, **limits: Any) -> Tool:
+    """`slow(query)`: repeats the query after `latency_s` seconds; `limits` are fields of `Tool`."""
 
-    @tool(timeout_s=timeout_s, max_concurrency=max_concurrency, calls_per_s=calls_per_s, is_pure=True)
+    @tool(**limits)
     async def slow(query: str) -> str:
         """Repeat the query after a while."""
         await asyncio.sleep(latency_s)
@@ -124,6 +126,29 @@ def raising_tool(error: Exception) -> Tool:
         raise error
 
     return raising
+
+
+def unsteady_tool(behaviours: Iterable[Behaviour], *, latency_s: float = 0.0, **limits: Any) -> Tool:
+    """`unsteady(query)`: each attempt takes `latency_s` and behaves as the next word says; "ok" when they are used up.
+
+    `limits` are fields of `Tool`.
+    """
+    left = iter(behaviours)
+
+    @tool(**limits)
+    async def unsteady(query: str) -> str:
+        """Repeat the query, or fail."""
+        behaviour = next(left, "ok")
+        await asyncio.sleep(latency_s)
+        if behaviour == "hangs":
+            await asyncio.Event().wait()
+        if behaviour == "down":
+            raise UnavailableError("connection refused")
+        if behaviour == "raises":
+            raise ValueError("a bad day")
+        return query
+
+    return unsteady
 
 
 def flooding_tool(*, num_chars: int) -> Tool:

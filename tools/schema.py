@@ -19,7 +19,7 @@ from typing import Any, get_type_hints, overload
 
 import msgspec
 
-from engine.errors import ToolError
+from engine.errors import ConfigError, ToolError
 from engine.types import ToolSpec
 
 DEFAULT_TIMEOUT_S = 30.0
@@ -30,28 +30,57 @@ class MalformedCallError(ToolError):
     """The arguments do not fit the schema; the message is written for the model."""
 
 
+class UnavailableError(ToolError):
+    """What a tool depends on did not answer: worth another try, and counted against its host."""
+
+    def __init__(self, message: str, *, retry_after_s: float = 0.0) -> None:
+        """`retry_after_s` is how long the host asked to be left alone."""
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tool:
     """One tool as the executor sees it: what it is, how to run it, and under which limits."""
 
     spec: ToolSpec
-    call: Callable[[dict[str, Any]], Awaitable[str]]
-    """Check and convert the arguments, run, and give the result as text.
-
-    Raises `MalformedCallError` before anything ran, and whatever the function raises afterwards.
-    """
+    check: Callable[[dict[str, Any]], dict[str, Any]]
+    """Convert arguments to what `run` takes, defaults included; raises `MalformedCallError`."""
+    run: Callable[[dict[str, Any]], Awaitable[str]]
+    """Run with checked arguments and give the result as text. Raises whatever it likes: `UnavailableError` where a
+    host is to blame, `MalformedCallError` where only running could show that the arguments make no sense."""
     timeout_s: float = DEFAULT_TIMEOUT_S
-    """Deadline of one execution; waiting for a permit does not count."""
+    """Deadline of one execution, its retries included; waiting for a permit does not count."""
     max_concurrency: int = DEFAULT_MAX_CONCURRENCY
     """Executions at one time."""
     calls_per_s: float = 0.0
     """Largest rate at which executions begin; 0 is no limit."""
+    host: str = ""
+    """Who stands behind it: tools of one host share permits, rate (the smallest of them) and circuit breaker, and a
+    missed deadline counts against the host. Empty for a tool that is its own host."""
+    version: str = ""
+    """Changes when equal arguments may begin to give other results, such as with another corpus."""
     is_pure: bool = False
     """True where equal arguments give equal results, at any time and in any order."""
+    depends_on_history: bool = False
+    """True where equal arguments give equal results behind equal calls of the path. With neither of the two, such
+    as for a tool that asks for the time, no result is ever used twice."""
+    is_idempotent: bool = False
+    """True where running twice does no more than running once; pure tools are."""
+    max_retries: int = 0
+    """How often an execution whose host did not answer is tried again."""
     visible: bool = True
     """False keeps it out of `specs`: it is called by the engine, never offered to a model."""
     aclose: Callable[[], Awaitable[None]] | None = None
     """Ends what the tool owns, such as processes; called when its executor is left."""
+
+    def __post_init__(self) -> None:
+        if self.max_retries and not (self.is_pure or self.is_idempotent):
+            raise ConfigError(f"tool {self.name}: only what is declared idempotent may be tried again")
+
+    async def call(self, arguments: dict[str, Any]) -> str:
+        """`run` behind `check`, without any limit."""
+        return await self.run(self.check(arguments))
 
     @property
     def name(self) -> str:
@@ -69,7 +98,12 @@ def tool(
     timeout_s: float = ...,
     max_concurrency: int = ...,
     calls_per_s: float = ...,
+    host: str = ...,
+    version: str = ...,
     is_pure: bool = ...,
+    depends_on_history: bool = ...,
+    is_idempotent: bool = ...,
+    max_retries: int = ...,
     visible: bool = ...,
     aclose: Callable[[], Awaitable[None]] | None = ...,
     inline: bool = ...,
@@ -97,8 +131,10 @@ def _make_tool(function: Callable[..., Any], *, name: str, inline: bool, limits:
     arguments_type = _arguments_type(function, name=name)
     spec = ToolSpec(name=name, description=description, parameters=_json_schema(arguments_type, name=name))
 
-    async def call(arguments: dict[str, Any]) -> str:
-        given = _convert(arguments, arguments_type, spec=spec)
+    def check(arguments: dict[str, Any]) -> dict[str, Any]:
+        return _convert(arguments, arguments_type, spec=spec)
+
+    async def run(given: dict[str, Any]) -> str:
         if inspect.iscoroutinefunction(function):
             value = await function(**given)
         elif inline:
@@ -107,7 +143,7 @@ def _make_tool(function: Callable[..., Any], *, name: str, inline: bool, limits:
             value = await _in_thread(function, given)
         return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
-    return Tool(spec=spec, call=call, **limits)
+    return Tool(spec=spec, check=check, run=run, **limits)
 
 
 async def _in_thread(function: Callable[..., Any], given: dict[str, Any]) -> Any:

@@ -87,7 +87,8 @@ def generate(config: ToolworldConfig, out_dir: str | Path) -> ToolworldFiles:
     About six seconds for the default sizes. Raises `ConfigError` for a task without a question,
     `DataError` where the search tool does not lead to an answer, and `OSError` where the folder cannot be written.
     """
-    from tools.search import Corpus, Passage  # the door of bm25s
+    from tools.passages import Passage
+    from tools.search import Corpus  # the door of bm25s
     from tools.toolworld_files import write_jsonl, write_parquet, write_words  # the door of pyarrow
 
     if not config.num_sft + config.num_train + config.num_valid + config.num_test + config.num_drills:

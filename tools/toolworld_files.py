@@ -8,7 +8,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tools.search import NO_RESULTS
+from tools.passages import NO_RESULTS
 from tools.toolworld_traces import MAX_PLUS, Question, messages, observation
 from tools.toolworld_world import YEARS
 

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import msgspec
 
-from actors.bench import async_bench, decode_bench, learner_bench, prefix_bench, weights_bench
+from actors.bench import async_bench, decode_bench, learner_bench, prefix_bench, tools_bench, weights_bench
 from actors.bench.bench import ArmReport, Bench, arm_report, measure
 from engine.errors import ConfigError
 
@@ -22,12 +22,13 @@ class Maker(Protocol):
     def __call__(self, folder: Path, *, is_quick: bool) -> Sequence[Bench]: ...
 
 
-BENCHES: dict[str, Maker] = {
+MAKERS: dict[str, Maker] = {
     "decode": decode_bench.benches,
     "async": async_bench.benches,
     "prefix": prefix_bench.benches,
     "learner": learner_bench.benches,
     "weights": weights_bench.benches,
+    "tools": tools_bench.benches,
 }
 
 
@@ -65,9 +66,9 @@ def run_bench(
 
     Raises `ConfigError` for a name that is none.
     """
-    if name not in BENCHES:
-        raise ConfigError(f"no bench {name!r}: {', '.join(BENCHES)}")
-    makers = BENCHES | {
+    if name not in MAKERS:
+        raise ConfigError(f"no bench {name!r}: {', '.join(MAKERS)}")
+    makers = MAKERS | {
         "prefix": partial(prefix_bench.benches, sglang_python=sglang_python),
         "learner": partial(learner_bench.benches, device=device),
     }

@@ -1,0 +1,144 @@
+"""Lane: one tool on its way through its host: permit, rate, attempts under one deadline, and what is counted of it.
+
+    breaker ──► permit ──► deadline( rate ──► attempt ──► host did not answer? wait, again ) ──► ToolResult
+
+| stage   | waits for                     | unblocked by                                                        |
+|---------|-------------------------------|---------------------------------------------------------------------|
+| permit  | one of the host's permits     | the deadline of an execution before it                               |
+| rate    | its turn                      | the clock; it is the one thing besides a permit that no deadline bounds |
+| attempt | the tool                      | `timeout_s`                                                          |
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+import msgspec
+
+from engine.errors import ToolError, boundary
+from engine.types import ToolResult, ToolStatus
+from tools.breaker import Admission
+from tools.hosts import Host, backoff_s
+from tools.latency import LatencyRecorder
+from tools.schema import MalformedCallError, Tool, UnavailableError
+from tools.tool_statistics import ToolStatistics
+
+logger = logging.getLogger(__name__)
+
+
+class Lane:
+    """One tool and its counters."""
+
+    def __init__(self, tool: Tool, *, host: Host, is_closed: Callable[[], bool], rng: random.Random) -> None:
+        """`is_closed` says whether calls that still queue are refused by now; `rng` spreads retries."""
+        self.tool = tool
+        self.host = host
+        self._is_closed = is_closed
+        self._rng = rng
+        self._counts = ToolStatistics()
+        self._latency = LatencyRecorder()
+
+    @property
+    def statistics(self) -> ToolStatistics:
+        return msgspec.structs.replace(self._counts, latency=self._latency.snapshot())
+
+    def count(self, **changes: float) -> None:
+        """Add to counters by name."""
+        old = self._counts
+        self._counts = msgspec.structs.replace(old, **{key: getattr(old, key) + by for key, by in changes.items()})
+
+    async def execute(self, arguments: dict[str, Any]) -> ToolResult:
+        """Run with checked arguments, uncut. Everything but cancellation is a result."""
+        if self._is_closed():
+            return self._refusal("the tools are closed")
+        if self.host.breaker.is_open(now_s=_now_s()):
+            return self._refusal(f"{self.host.name} does not answer, and is left alone for now. Go on without it")
+        async with self._queue():
+            if self._is_closed():
+                return self._refusal("the tools are closed")
+            admission = self.host.breaker.admit(now_s=_now_s())
+            if admission == "refused":
+                return self._refusal(f"{self.host.name} does not answer, and is left alone for now. Go on without it")
+            try:
+                return await self._run(arguments, admission)
+            except asyncio.CancelledError:
+                self.host.breaker.withdraw(is_probe=admission == "probe")
+                raise
+
+    @contextlib.asynccontextmanager
+    async def _queue(self) -> AsyncGenerator[None]:
+        asked_s = _now_s()
+        self.count(num_waiting=1)
+        async with contextlib.AsyncExitStack() as permits:
+            try:
+                await permits.enter_async_context(self.host.permit())
+                if not self._is_closed():
+                    await self.host.turn()
+            finally:
+                self.count(num_waiting=-1, queued_s=_now_s() - asked_s)
+            yield
+
+    async def _run(self, arguments: dict[str, Any], admission: Admission) -> ToolResult:
+        tool, breaker = self.tool, self.host.breaker
+        status: ToolStatus = "ok"
+        has_answered = True
+        began_s = _now_s()
+        self.count(num_running=1)
+        try:
+            # A TimeoutError of the tool itself becomes a ToolError inside, so the one that gets out is the deadline's.
+            async with asyncio.timeout(tool.timeout_s):
+                text = await self._attempts(arguments)
+        except TimeoutError:
+            # Whether a tool without a host takes too long is up to its arguments, as with a program.
+            has_answered = not tool.host
+            status, text = "timeout", f"{tool.name}: no result after {tool.timeout_s:g} s."
+        except MalformedCallError as error:
+            status, text = "malformed", str(error)
+        except ToolError as error:
+            has_answered = not isinstance(error, UnavailableError)
+            status, text = "error", _one_line(str(error))
+            logger.debug("tool %s failed", tool.name, exc_info=error)
+        finally:
+            self.count(num_running=-1)
+        if has_answered:
+            breaker.succeeded()
+        else:
+            breaker.failed(now_s=_now_s(), is_probe=admission == "probe")
+        return self._result(text, status, duration_s=_now_s() - began_s)
+
+    async def _attempts(self, arguments: dict[str, Any]) -> str:
+        """Try until the host answers, or there are no retries left; the last failure is raised."""
+        for attempt in range(self.tool.max_retries):
+            try:
+                return await self._attempt(arguments)
+            except UnavailableError as error:
+                logger.debug("tool %s, attempt %d: %s", self.tool.name, attempt + 1, error)
+                await asyncio.sleep(backoff_s(attempt, asked_s=error.retry_after_s, rng=self._rng))
+            self.count(num_retries=1)
+            await self.host.turn()
+        return await self._attempt(arguments)
+
+    async def _attempt(self, arguments: dict[str, Any]) -> str:
+        with boundary(ToolError, self.tool.name):
+            return await self.tool.run(arguments)
+
+    def _result(self, text: str, status: ToolStatus, *, duration_s: float) -> ToolResult:
+        self.count(busy_s=duration_s, **{f"num_{status}": 1})
+        self._counts = msgspec.structs.replace(self._counts, slowest_s=max(self._counts.slowest_s, duration_s))
+        self._latency.add(duration_s)
+        return ToolResult(name=self.tool.name, text=text, status=status, duration_s=duration_s)
+
+    def _refusal(self, reason: str) -> ToolResult:
+        self.count(num_refused=1)
+        return ToolResult(name=self.tool.name, text=f"{self.tool.name}: {reason}.", status="refused")
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _one_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "failed without a message")
