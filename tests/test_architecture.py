@@ -61,7 +61,7 @@ DOORS: dict[str, tuple[str, ...]] = {
 """Dependency to the only files that may import it; `*` matches any depth."""
 ONE_FILE = ("asyncio_throttle", "bm25s", "jsonschema", "matplotlib", "mcp", "rich", "trafilatura")
 """Dependencies that one file may import, whatever the pattern allows."""
-PRINTERS = ("actors/cli.py", "tools/python_server.py", "*/__main__.py")
+PRINTERS = ("actors/cli.py", "*/__main__.py")
 """Programs: what they print is their answer."""
 NAMELESS = {"utils", "util", "helpers", "helper", "common", "misc"}
 MAX_FILE_LINES = 300

@@ -42,11 +42,13 @@ from actors.doctor.sampling import check_sampling
 from actors.doctor.sizes import GIB, kv_token_bytes, learner_bytes, size, stage_parameters, token_activations
 from actors.doctor.steps import check_steps
 from actors.doctor.storage import check_storage
+from actors.doctor.tools import check_tools
 from engine.budget import Account
 from engine.buffer import GroupBuffer
 from engine.clock import run_virtual
 from engine.coins import coin
 from engine.config import apply_override, decode
+from engine.errors import ToolError
 from engine.inference.shape import parameter_shapes
 from engine.inference.tiny import make_tiny_model
 from engine.rollout_config import BudgetConfig, RolloutConfig
@@ -55,6 +57,8 @@ from engine.tokenizer_tiny import make_word_tokenizer
 from engine.train_config import TrainConfig
 from engine.types import Node, NodeKind, Prompt, Reward, RolloutStatus, Trajectory, TrajectoryGroup, TrajectoryTree
 from learner.config import LearnerConfig, Nll
+from tools.python_config import PythonConfig
+from tools.python_isolation import Isolation
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 PRESETS = sorted((CONFIGS / "cluster").glob("*.toml"))
@@ -63,6 +67,10 @@ SGLANG = "generator.kind=sglang"
 RAY = "runtime.backend=ray"
 ON_GPUS = f"{RAY} runtime.ray.generator.gpus=1 runtime.ray.learner.gpus=1"
 Check = Callable[[Case], Iterable[Finding]]
+
+
+ISOLATED = Isolation(isolation="namespaces")
+FILTERED = Isolation(isolation="filters", reason="unshare: Operation not permitted", landlock=4)
 
 
 class Computer(Machine):
@@ -79,6 +87,7 @@ class Computer(Machine):
         max_open_files: int = 100_000,
         sglang: str | None = "0.5.21",
         versions: dict[str, str] | None = None,
+        isolation: Isolation | None = ISOLATED,
     ) -> None:
         self.gpus = tuple(Gpu(name="a GPU", num_bytes=gpu_gib * GIB) for _ in range(gpus))
         self.memory_bytes = memory_gib * GIB
@@ -87,12 +96,18 @@ class Computer(Machine):
         self._free = {False: int(free_gib * GIB), True: int(shared_gib * GIB)}
         self._sglang = sglang
         self._versions = versions
+        self._isolation = isolation
 
     def version(self, distribution: str) -> str | None:
         return "1.0" if self._versions is None else self._versions.get(distribution)
 
     def sglang_version(self, python: str | None) -> str | None:
         return self._sglang
+
+    def isolation(self, python: PythonConfig) -> Isolation:
+        if self._isolation is None:
+            raise ToolError("python: cannot try /nowhere/python: no such file")
+        return self._isolation
 
     def free_bytes(self, path: str | Path) -> int | None:
         return None if str(path).startswith("/nowhere") else self._free[str(path) == "/dev/shm"]
@@ -394,6 +409,21 @@ BAD: dict[Check, list[tuple[str, Finding] | tuple[str, Finding, Computer]]] = {
         ("rollout.granting.kind=ranked", warning("rollout.granting", "only under .*leaves_per")),
         ("tools.python=", warning("tools", "without tool results nothing forks")),
     ],
+    check_tools: [
+        (
+            "",
+            warning(
+                "tools.python.isolation", r"not isolated \(unshare: .*\): they have no network and read no file but"
+            ),
+            Computer(isolation=FILTERED),
+        ),
+        (
+            "tools.python.require_isolation=true",
+            refused("tools.python.require_isolation", r"not isolated \(unshare: Operation not permitted\)"),
+            Computer(isolation=FILTERED),
+        ),
+        ("", refused("tools.python.interpreter", "cannot try /nowhere/python"), Computer(isolation=None)),
+    ],
     check_sampling: [
         ("rollout.sampling.temperature=0.7", warning("learner.temperature", "sampled at 0.7 and scored at 1")),
         ("rollout.sampling.temperature=0", refused("rollout.sampling.temperature", "greedy")),
@@ -443,6 +473,8 @@ GOOD: list[tuple[Check, str, Computer, dict[str, int], str]] = [
     (check_layouts, f'{SEVEN} {SGLANG} generator.args=["--tp","4"]', LAPTOP, {}, "TP 4 x PP 1 x DP 1"),
     (check_layouts, "learner.tensor_parallel=2", LAPTOP, {}, "TP 2 x PP 1 x DP 1"),
     (check_programs, SGLANG, LAPTOP, {}, "has sglang 0.5.21"),
+    (check_tools, "", LAPTOP, {}, "programs run isolated, each in namespaces of its own"),
+    (check_tools, "tools.python.url=http://10.0.0.9:8080", LAPTOP, {}, "programs run at http://10.0.0.9:8080"),
     (check_forks, "rollout.branching.kind=chain", LAPTOP, {}, "16 independent trajectories"),
     (check_batches, "train.steps=", LAPTOP, {}, "800 prompts are 100 steps at most"),
     (check_batches, "train.deterministic=true", LAPTOP, {}, "16 slots"),

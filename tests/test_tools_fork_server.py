@@ -1,4 +1,7 @@
-"""The fork server, in real processes: who holds which descriptor, and what is left when one party dies."""
+"""The fork server, in real processes: who holds which descriptor, and what is left when one party dies.
+
+Programs are met through files of the host, so most tests run without isolation, where the server is their parent.
+"""
 
 import asyncio
 import contextlib
@@ -17,9 +20,9 @@ import pytest
 
 from engine.errors import ToolError
 from tools.fork_server import ForkServer
-from tools.python import PythonConfig, python_server, run_python
+from tools.python import PythonConfig, run_python
 
-CONFIG = PythonConfig()
+CONFIG = PythonConfig(isolation="none", preload=())
 WAIT_S = 30.0
 SERVER = "import os\nos.getppid()"
 HOLD = "f = open({fifo!r}, 'w'); print('x', file=f, flush=True); import time; time.sleep(600)"
@@ -62,7 +65,7 @@ def test_a_program_holds_no_descriptor_of_the_server_or_of_other_programs(fifo: 
     look += "(f'/proc/self/fd/{fd}')]"
 
     async def main() -> str:
-        server = python_server(CONFIG)
+        server = ForkServer(CONFIG)
         other = asyncio.create_task(run(HOLD.format(fifo=fifo), server))
         with await asyncio.to_thread(open, fifo) as pipe:
             assert await asyncio.to_thread(pipe.readline) == "x\n"
@@ -78,7 +81,7 @@ def test_a_program_holds_no_descriptor_of_the_server_or_of_other_programs(fifo: 
 
 def test_all_calls_come_from_one_server_that_ends_when_it_is_closed() -> None:
     async def main() -> tuple[set[str], str]:
-        server = python_server(CONFIG)
+        server = ForkServer(CONFIG)
         pids = {await run(SERVER, server) for _ in range(3)}
         with watched(int(min(pids))) as ended:
             await server.aclose()
@@ -95,7 +98,7 @@ def test_all_calls_come_from_one_server_that_ends_when_it_is_closed() -> None:
 
 def test_a_killed_server_fails_its_calls_and_is_replaced(fifo: str) -> None:
     async def main() -> tuple[str, str]:
-        server = python_server(CONFIG)
+        server = ForkServer(CONFIG)
         neighbour = asyncio.create_task(run(HOLD.format(fifo=fifo), server))
         with await asyncio.to_thread(open, fifo) as pipe:
             assert await asyncio.to_thread(pipe.readline) == "x\n"
@@ -114,13 +117,13 @@ def test_a_killed_server_fails_its_calls_and_is_replaced(fifo: str) -> None:
 
 def test_a_server_that_was_killed_while_it_was_idle_costs_no_call() -> None:
     async def main() -> tuple[int, bool]:
-        server = python_server(CONFIG)
+        server = ForkServer(CONFIG)
         pid = await run(SERVER, server)
         with watched(int(pid)) as ended:
             os.kill(int(pid), signal.SIGKILL)
             assert ended.poll(WAIT_S * 1000)
         # The loop had no chance to notice; it is the request that cannot be sent.
-        code = await server.run("/", files=null_files(3))
+        code = (await server.run(files=null_files(3))).exit_code
         is_new = await run(SERVER, server) != pid
         await server.aclose()
         return code, is_new
@@ -130,7 +133,7 @@ def test_a_server_that_was_killed_while_it_was_idle_costs_no_call() -> None:
 
 def test_closing_a_server_that_has_been_killed_is_no_error() -> None:
     async def main() -> None:
-        server = python_server(CONFIG)
+        server = ForkServer(CONFIG)
         pid = int(await run(SERVER, server))
         with watched(pid) as ended:
             os.kill(pid, signal.SIGKILL)
@@ -143,7 +146,7 @@ def test_closing_a_server_that_has_been_killed_is_no_error() -> None:
 @pytest.mark.real  # it waits for PATIENCE_S
 def test_a_server_that_does_not_answer_is_killed_and_replaced() -> None:
     async def main() -> str:
-        server = python_server(CONFIG)
+        server = ForkServer(CONFIG)
         pid = int(await run(SERVER, server))
         stop = "import os, signal, time\nos.kill(os.getppid(), signal.SIGSTOP)\ntime.sleep(600)"
         with watched(pid) as ended:
@@ -160,10 +163,10 @@ def test_a_server_that_does_not_answer_is_killed_and_replaced() -> None:
 
 def test_more_calls_than_the_socket_holds_wait_for_room() -> None:
     async def one(server: ForkServer) -> int:
-        return await server.run("/", files=null_files(3))
+        return (await server.run(files=null_files(3))).exit_code
 
     async def main() -> list[int]:
-        server = ForkServer(interpreter=sys.executable, limits={}, environment={})
+        server = ForkServer(CONFIG)
         pid = int(await run(SERVER, server))
         # Stopped, it reads nothing: some 280 messages fit.
         os.kill(pid, signal.SIGSTOP)
@@ -181,9 +184,10 @@ def test_nothing_outlives_a_process_that_was_killed(fifo: str) -> None:
     code = HOLD_TWICE.format(fifo=fifo, child=HOLD.format(fifo=fifo))
     parent = f"""
 import asyncio
-from tools.python import PythonConfig, python_server, run_python
-config = PythonConfig()
-asyncio.run(run_python({code!r}, server=python_server(config), config=config))
+from tools.fork_server import ForkServer
+from tools.python import PythonConfig, run_python
+config = PythonConfig(isolation="none", preload=())
+asyncio.run(run_python({code!r}, server=ForkServer(config), config=config))
 """
     with subprocess.Popen([sys.executable, "-c", parent]) as process:
         try:
@@ -205,7 +209,7 @@ def test_closing_kills_what_runs(fifo: str) -> None:
     code = HOLD_TWICE.format(fifo=fifo, child=HOLD.format(fifo=fifo))
 
     async def main() -> str:
-        server = python_server(CONFIG)
+        server = ForkServer(CONFIG)
         call = asyncio.create_task(run(code, server))
         with await asyncio.to_thread(open, fifo) as pipe:
             lines = [await asyncio.to_thread(pipe.readline) for _ in range(3)]
@@ -219,7 +223,7 @@ def test_closing_kills_what_runs(fifo: str) -> None:
 
 
 def test_each_event_loop_has_a_server_and_those_of_closed_loops_end() -> None:
-    server = python_server(CONFIG)
+    server = ForkServer(CONFIG)
     first = int(asyncio.run(run(SERVER, server)))
     with watched(first) as ended:
         second = int(asyncio.run(run(SERVER, server)))
@@ -231,7 +235,7 @@ def test_each_event_loop_has_a_server_and_those_of_closed_loops_end() -> None:
 
 
 def test_two_threads_use_one_tool_at_a_time(fifo: str) -> None:
-    server = python_server(CONFIG)
+    server = ForkServer(CONFIG)
     texts: list[str] = []
     reading = f"with open({fifo!r}) as f: f.readline()\n'read'"
     thread = threading.Thread(target=lambda: texts.append(asyncio.run(run(reading, server))))
@@ -246,12 +250,12 @@ def test_two_threads_use_one_tool_at_a_time(fifo: str) -> None:
 
 def test_a_file_that_cannot_be_handed_over_is_an_error_and_the_server_stays() -> None:
     async def main() -> bool:
-        server = python_server(CONFIG)
+        server = ForkServer(CONFIG)
         before = await run(SERVER, server)
         # More than one message may carry.
         files = null_files(300)
         with pytest.raises(ToolError, match="cannot hand over the call"):
-            await server.run("/", files=files)
+            await server.run(files=files)
         after = await run(SERVER, server)
         await server.aclose()
         return before == after and all(file.closed for file in files)
@@ -260,32 +264,51 @@ def test_a_file_that_cannot_be_handed_over_is_an_error_and_the_server_stays() ->
 
 
 @pytest.mark.parametrize(("num_open", "reason"), [(4, "too many open files"), (6, r"\[Errno 24\] Too many open files")])
-def test_a_server_without_descriptors_to_spare_fails_the_call_and_goes_on(num_open: int, reason: str) -> None:
+def test_a_server_without_descriptors_to_spare_fails_the_call_and_is_replaced(num_open: int, reason: str) -> None:
     async def main() -> bool:
-        server = python_server(CONFIG)
+        server = ForkServer(CONFIG)
         before = await run(SERVER, server)
         # Beside its three, it receives three, and opens one that tells the end of the process.
         resource.prlimit(int(before), resource.RLIMIT_NOFILE, (num_open, 64))
         with pytest.raises(ToolError, match=f"cannot start a process: {reason}"):
             await run("1", server)
-        resource.prlimit(int(before), resource.RLIMIT_NOFILE, (64, 64))
         after = await run(SERVER, server)
         await server.aclose()
-        return before == after
+        return before != after
 
     assert asyncio.run(main())
 
 
+def test_a_server_is_replaced_behind_so_many_calls_and_ends_with_its_last(fifo: str) -> None:
+    async def main() -> list[str]:
+        config = PythonConfig(isolation="none", preload=(), recycle_calls=3)
+        server = ForkServer(config)
+        long = asyncio.create_task(run_python(HOLD.format(fifo=fifo), server=server, config=config))
+        with await asyncio.to_thread(open, fifo) as pipe:
+            assert await asyncio.to_thread(pipe.readline) == "x\n"
+            pids = [await run_python(SERVER, server=server, config=config) for _ in range(5)]
+            with watched(int(pids[0])) as ended:
+                assert not ended.poll(0)
+                long.cancel()
+                await asyncio.wait([long])
+                assert ended.poll(WAIT_S * 1000)
+        await server.aclose()
+        return pids
+
+    pids = asyncio.run(main())
+    assert pids[0] == pids[1] != pids[2] == pids[3] == pids[4]
+
+
 def test_calls_that_are_cancelled_before_their_process_begins_cost_no_patience() -> None:
     async def main() -> bool:
-        server = python_server(CONFIG)
+        server = ForkServer(CONFIG)
         before = await run(SERVER, server)
         for _ in range(20):
             os.kill(int(before), signal.SIGSTOP)
             program = os.fdopen(os.memfd_create("program"), "w+b", buffering=0)
             program.write(b"import time\ntime.sleep(600)")
             program.seek(0)
-            call = asyncio.create_task(server.run("/", files=[program, *null_files(2)]))
+            call = asyncio.create_task(server.run(files=[program, *null_files(2)]))
             await asyncio.sleep(0)
             call.cancel()
             await asyncio.sleep(0)

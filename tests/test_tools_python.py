@@ -1,24 +1,38 @@
-"""The python tool, in real processes: echo, errors, limits, and that nothing outlives a call."""
+"""The python tool, in real processes: echo, errors, limits, and that nothing outlives a call.
+
+What holds for any degree of isolation runs under the one that this machine gives; tests that meet a program through a
+file of the host run under none. Isolation itself is the matter of `test_sandbox_escapes.py`.
+"""
 
 import asyncio
 import os
-import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from engine.errors import ToolError
 from engine.types import ToolCall, ToolResult
 from tools.executor import Executor
-from tools.python import PythonConfig, python_server, python_tool, run_python
+from tools.fork_server import ForkServer
+from tools.python import PythonConfig, python_tool, run_python
 
 
-def run(code: str, **limits: object) -> ToolResult:
-    async def main() -> ToolResult:
-        async with Executor([python_tool(PythonConfig(**limits))], max_result_chars=1_000_000) as executor:
-            return await executor.call(ToolCall(name="python", arguments={"code": code}))
+def config_of(**keys: Any) -> PythonConfig:
+    """Without libraries, whose import takes a second."""
+    return PythonConfig(**{"preload": (), **keys})
+
+
+def in_turn(*codes: str, **keys: Any) -> list[ToolResult]:
+    async def main() -> list[ToolResult]:
+        async with Executor([python_tool(config_of(**keys))], max_result_chars=1_000_000) as executor:
+            return [await executor.call(ToolCall(name="python", arguments={"code": code})) for code in codes]
 
     return asyncio.run(main())
+
+
+def run(code: str, **keys: Any) -> ToolResult:
+    return in_turn(code, **keys)[0]
 
 
 @pytest.mark.parametrize(
@@ -61,9 +75,11 @@ def test_a_failure_is_an_error_with_the_last_line_of_stderr(code: str, text: str
 
 
 def test_memory_is_limited() -> None:
-    result = run("b = bytearray(400 << 20)", memory_mib=256)
+    result = run("b = bytearray(300 << 20)", memory_mib=256)
     assert (result.status, result.text) == ("error", "MemoryError")
     assert run("len(bytearray(100 << 20))", memory_mib=256).text == str(100 << 20)
+    # What libraries have mapped does not count.
+    assert run("len(bytearray(100 << 20))", memory_mib=128, preload=("numpy",)).text == str(100 << 20)
 
 
 def test_cpu_time_files_and_open_files_are_limited() -> None:
@@ -77,6 +93,8 @@ def test_megabytes_of_output_are_read_but_not_kept() -> None:
     assert result.text == "x" * 1024 + f"\n[cut: {3_000_001 - 1024} bytes of output left out]"
     flood = "import sys\nsys.stderr.write('y' * 3_000_000 + chr(10))\n1 / 0"
     assert run(flood, max_output_kib=1).text == "ZeroDivisionError: division by zero"
+    endless = run("while True: print('z' * 100_000)", max_written_mib=2)
+    assert (endless.status, endless.text) == ("error", "killed: more than 2 MiB of output")
 
 
 def test_a_call_past_its_deadline_is_a_timeout() -> None:
@@ -91,11 +109,14 @@ def test_the_program_sees_nothing_of_this_process(monkeypatch: pytest.MonkeyPatc
     assert run("import os\nos.environ['HOME'] == os.environ['TMPDIR'] == os.getcwd()").text == "True"
     assert str(Path(__file__).parent) not in run("import sys\nsys.path").text
     assert run("import sys\nsys.argv[1:]").text == "[]"
-    assert run("import os\nos.getsid(0) == os.getpid() != os.getsid(os.getppid())").text == "True"
+    assert run("import os\nos.getsid(0) == os.getpid() == os.getpgrp()").text == "True"
 
 
 def test_each_call_has_an_empty_folder_that_does_not_stay() -> None:
-    folder, files = run("import os\nprint(os.getcwd())\nprint(os.listdir())\nopen('left', 'w')\nNone").text.splitlines()
+    leave = "import os\nprint(os.getcwd(), os.listdir())\nopen('left', 'w')\nNone"
+    first, second = in_turn(leave, leave)
+    assert first.text == second.text == "/tmp []"
+    folder, files = run(leave, isolation="none").text.split()
     assert files == "[]"
     assert not Path(folder).exists()
 
@@ -110,8 +131,9 @@ def test_cancellation_kills_the_program_and_its_children(tmp_path: Path) -> None
     code = CHILD.format(child=HOLD.format(fifo=fifo)) + "import time\ntime.sleep(600)"
 
     async def main() -> str:
-        server = python_server(PythonConfig())
-        call = asyncio.create_task(run_python(code, server=server, config=PythonConfig()))
+        config = config_of(isolation="none")
+        server = ForkServer(config)
+        call = asyncio.create_task(run_python(code, server=server, config=config))
         with await asyncio.to_thread(open, fifo) as pipe:
             assert await asyncio.to_thread(pipe.readline) == "x\n"
             call.cancel()
@@ -131,7 +153,7 @@ def test_a_child_left_behind_neither_delays_nor_outlives_the_result(tmp_path: Pa
     # The program ends only after its child, which also holds stdout, has begun.
     wait = f"with open({fifo!r}) as f: f.readline()\n7"
     child = HOLD.format(fifo=fifo)
-    assert run(CHILD.format(child=child) + wait, timeout_s=60.0).text == "7"
+    assert run(CHILD.format(child=child) + wait, timeout_s=60.0, isolation="none").text == "7"
     descriptor = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     os.set_blocking(descriptor, True)
     try:
@@ -140,28 +162,43 @@ def test_a_child_left_behind_neither_delays_nor_outlives_the_result(tmp_path: Pa
         os.close(descriptor)
 
 
-def test_calls_leave_no_descriptor_open_and_nothing_behind(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("isolation", ["auto", "filters", "none"])
+def test_calls_leave_no_descriptor_open_and_nothing_behind(isolation: str, caplog: pytest.LogCaptureFixture) -> None:
+    def open_files(pid: int) -> int:
+        return len(os.listdir(f"/proc/{pid}/fd"))
+
     async def main() -> None:
-        async with Executor([python_tool(PythonConfig())]) as executor:
-            # The first one starts the server; each tells the descriptors of the server, and waits for nothing of ours.
-            code = "import os\nlen(os.listdir(f'/proc/{os.getppid()}/fd'))"
-            first = await executor.call(ToolCall(name="python", arguments={"code": code}))
-            before = len(os.listdir("/proc/self/fd"))
-            for _ in range(13):
-                calls = [ToolCall(name="python", arguments={"code": "1 / 0" if i % 2 else "1"}) for i in range(8)]
-                await asyncio.gather(*(executor.call(call) for call in calls))
-            last = await executor.call(ToolCall(name="python", arguments={"code": code}))
-            assert (len(os.listdir("/proc/self/fd")), last.text) == (before, first.text)
+        config = config_of(isolation=isolation)
+        server = ForkServer(config)
+        for _ in range(2):
+            # The first calls start the server, and what it makes ahead.
+            await asyncio.gather(*(run_python("1", server=server, config=config) for _ in range(8)))
+        family = [os.getpid(), *descendants(server.pid)]
+        before = [open_files(pid) for pid in family]
+        for _ in range(13):
+            await asyncio.gather(*(run_python(f"{i}", server=server, config=config) for i in range(8)))
+            with pytest.raises(ToolError):
+                await run_python("1 / 0", server=server, config=config)
+        after = [open_files(pid) for pid in family]
+        # The server may have an init more or less at hand, each with two descriptors; a leak would be a hundred.
+        assert [abs(one - other) < 10 for one, other in zip(before, after, strict=True)] == [True] * len(family)
+        await server.aclose()
 
     asyncio.run(main())
-    # A pipe that does not end with its process group would be reported.
-    assert [record for record in caplog.records if record.name.startswith("tools.")] == []
+    # A pipe that does not end with its call would be reported.
+    assert [record for record in caplog.records if "not isolated" not in record.message] == []
+
+
+def descendants(pid: int) -> list[int]:
+    """A server: the process that its caller waits for, and behind it the one that forks."""
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [pid, *children]
 
 
 def test_a_missing_interpreter_is_an_error_of_one_line() -> None:
-    config = PythonConfig(interpreter="/nowhere/python")
+    config = config_of(interpreter="/nowhere/python")
     with pytest.raises(ToolError, match="cannot start /nowhere/python: "):
-        asyncio.run(run_python("1", server=python_server(config), config=config))
+        asyncio.run(run_python("1", server=ForkServer(config), config=config))
 
 
 def test_an_interpreter_that_ends_at_once_is_an_error_of_one_line() -> None:
@@ -170,35 +207,12 @@ def test_an_interpreter_that_ends_at_once_is_an_error_of_one_line() -> None:
 
 def test_many_calls_at_once_have_their_own_output_each() -> None:
     async def main() -> list[str]:
-        async with Executor([python_tool(PythonConfig(max_concurrency=32))]) as executor:
+        async with Executor([python_tool(config_of(max_concurrency=32))]) as executor:
             codes = [f"import sys\nprint({i})\nprint('e{i}', file=sys.stderr)\n{i} * 2" for i in range(32)]
             calls = [ToolCall(name="python", arguments={"code": code}) for code in codes]
             return [result.text for result in await asyncio.gather(*(executor.call(call) for call in calls))]
 
     assert asyncio.run(main()) == [f"{i}\n{i * 2}" for i in range(32)]
-
-
-def test_leaving_the_executor_ends_the_server_of_the_tool() -> None:
-    async def main() -> None:
-        async with Executor([python_tool(PythonConfig())]) as executor:
-            call = ToolCall(name="python", arguments={"code": "import os\nos.getppid()"})
-            server = os.pidfd_open(int((await executor.call(call)).text))
-        try:
-            # Its parent is this process: it has been reaped.
-            signal.pidfd_send_signal(server, 0)
-        finally:
-            os.close(server)
-
-    with pytest.raises(ProcessLookupError):
-        asyncio.run(main())
-
-
-def in_turn(*codes: str, **limits: object) -> list[ToolResult]:
-    async def main() -> list[ToolResult]:
-        async with Executor([python_tool(PythonConfig(**limits))]) as executor:
-            return [await executor.call(ToolCall(name="python", arguments={"code": code})) for code in codes]
-
-    return asyncio.run(main())
 
 
 def test_a_call_sees_nothing_of_an_earlier_one() -> None:
@@ -224,9 +238,14 @@ print(sorted(globals()))
 
 
 def test_two_calls_draw_different_random_numbers() -> None:
-    one, other = in_turn(*["import random, uuid\nrandom.random(), uuid.uuid4()"] * 2)
+    draw = """
+import random, uuid, numpy, sympy.core.random
+for value in random.random(), uuid.uuid4(), numpy.random.random(), sympy.core.random.random():
+    print(value)
+"""
+    one, other = in_turn(draw, draw, preload=("numpy", "sympy"))
     assert (one.status, other.status) == ("ok", "ok")
-    assert one.text != other.text
+    assert len({*one.text.splitlines(), *other.text.splitlines()}) == 8
 
 
 @pytest.mark.parametrize(
@@ -268,7 +287,7 @@ def test_a_deadline_kills_grandchildren_too(tmp_path: Path) -> None:
     code = CHILD.format(child=child) + "import time\ntime.sleep(600)"
 
     async def main() -> tuple[str, str, str]:
-        async with Executor([python_tool(PythonConfig(timeout_s=3.0))]) as executor:
+        async with Executor([python_tool(config_of(timeout_s=3.0, isolation="none"))]) as executor:
             call = asyncio.create_task(executor.call(ToolCall(name="python", arguments={"code": code})))
             with await asyncio.to_thread(open, fifo) as pipe:
                 held = await asyncio.to_thread(pipe.readline)

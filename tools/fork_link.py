@@ -1,4 +1,4 @@
-"""ForkLink: one process of `python_server.py`, from its start to its end, and the socket to it."""
+"""ForkLink: one server of `tools.sandbox`, from its start to its end, and the socket to it."""
 
 import asyncio
 import contextlib
@@ -7,10 +7,12 @@ import signal
 import socket
 import subprocess
 import weakref
-from collections.abc import Mapping, Sequence
-from typing import IO
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO, Literal
 
 import msgspec
+
+from tools.python_isolation import Isolation
 
 logger = logging.getLogger(__name__)
 
@@ -20,25 +22,33 @@ _MAX_REPORT_BYTES = 4096
 
 
 class RunRequest(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="run"):
-    """Fork a process for a call. Produced by `ForkServer`, consumed by `python_server.py`."""
+    """Fork a process for a call. Produced by `ForkServer`, consumed by `tools.sandbox.server`."""
 
     call: int
-    folder: str
-    """Where it works; removed by the server only if this process has vanished."""
 
 
 class KillRequest(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="kill"):
-    """Kill the process group of a call. Produced by `ForkServer`, consumed by `python_server.py`."""
+    """Kill all processes of a call. Produced by `ForkServer`, consumed by `tools.sandbox.server`."""
 
     call: int
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """The end of a call. Produced by `python_server.py`, consumed by `ForkServer`."""
+class Ready(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ready"):
+    """What a server has come to. Produced by `tools.sandbox.server` before any end, consumed by `ForkServer`."""
+
+    isolation: Isolation
+    missing: tuple[str, ...] = ()
+    """Modules that should have been preloaded, and cannot be imported."""
+
+
+class End(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="end"):
+    """The end of a call. Produced by `tools.sandbox.server`, consumed by `ForkServer`."""
 
     call: int
     exit_code: int = 0
     """-N for signal N."""
+    broke: Literal["", "memory"] = ""
+    """The limit for whose sake it was killed, where that was not its caller's wish."""
     error: str = ""
     """Why there was never a process, where there was none."""
 
@@ -46,8 +56,10 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 class ForkLink:
     """A running server, and the socket to it."""
 
-    def __init__(self, command: Sequence[str], *, environment: Mapping[str, str]) -> None:
-        """Raises `OSError` where it cannot be started."""
+    def __init__(
+        self, command: Sequence[str], *, environment: Mapping[str, str], on_ready: Callable[[Ready], str]
+    ) -> None:
+        """`on_ready` says why the server must not be used, or nothing. Raises `OSError` where it cannot be started."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with contextlib.ExitStack() as stack:
             stack.enter_context(ours)
@@ -64,33 +76,44 @@ class ForkLink:
             stack.pop_all()
         ours.setblocking(False)
         self.is_lost = False
+        self.is_retired = False
+        self.num_begun = 0
+        self._on_ready = on_ready
+        self._refusal = ""
         self._socket = ours
         self._process = process
         self._end = weakref.finalize(self, _end, ours, process)
-        self._calls: dict[int, asyncio.Future[Report | None]] = {}
-        self._decoder = msgspec.json.Decoder(Report)
+        self._calls: dict[int, asyncio.Future[End | None]] = {}
+        self._decoder = msgspec.json.Decoder(Ready | End)
         self._lost = asyncio.Event()
         self._room = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(ours, self._receive)
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def fate(self) -> str:
         """What became of a server that is lost."""
+        if self._refusal:
+            return self._refusal
         code = self._process.returncode
         return f"the server of its processes ended ({signal_name(-code) if code < 0 else f'exit code {code}'})"
 
-    async def begin(self, request: RunRequest, *, files: Sequence[IO[bytes]]) -> "asyncio.Future[Report | None]":
-        """Hand a call over; the future gets its report, or None where the server ends before.
+    async def begin(self, request: RunRequest, *, files: Sequence[IO[bytes]]) -> "asyncio.Future[End | None]":
+        """Hand a call over; the future gets its end, or None where the server ends before.
 
         Raises `ConnectionError` where the server had ended, and so not seen the call.
         """
         await self._send(request, [file.fileno() for file in files])
+        self.num_begun += 1
         ended = self._calls[request.call] = self._loop.create_future()
         return ended
 
-    async def kill(self, ended: "asyncio.Future[Report | None]", *, call: int) -> None:
-        """Kill the process group of a call, and return when it is gone."""
+    async def kill(self, ended: "asyncio.Future[End | None]", *, call: int) -> None:
+        """Kill all processes of a call, and return when they are gone."""
         try:
             async with asyncio.timeout(PATIENCE_S):
                 await self._send(KillRequest(call=call), [])
@@ -100,6 +123,12 @@ class ForkLink:
             self._process.kill()
             self.lose()
         except ConnectionError:
+            self.lose()
+
+    def retire(self) -> None:
+        """End behind the last of the calls that have begun; nobody begins another one."""
+        self.is_retired = True
+        if not self._calls:
             self.lose()
 
     async def aclose(self) -> None:
@@ -160,10 +189,17 @@ class ForkLink:
             logger.warning("python: the server of its processes said what cannot be read, and is killed: %s", error)
             self._process.kill()
             report = None
-        if report is None:
-            self.lose()
-        else:
-            self._calls.pop(report.call).set_result(report)
+        match report:
+            case None:
+                self.lose()
+            case Ready():
+                if refusal := self._on_ready(report):
+                    self._refusal = refusal
+                    self.lose()
+            case End():
+                self._calls.pop(report.call).set_result(report)
+                if self.is_retired and not self._calls:
+                    self.lose()
 
 
 def signal_name(number: int) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from actors.doctor.finding import Finding, ok, refused, warning
 from actors.doctor.machine import SHARED_MEMORY, Machine
 from actors.doctor.sizes import GIB, size
+from actors.doctor.tools import isolation_here
 
 NEEDED = ("torch", "megatron-core", "msgspec", "aiohttp", "pyarrow", "tokenizers", "safetensors")
 OPTIONAL = {
@@ -31,6 +32,7 @@ def check_environment(machine: Machine) -> Iterator[Finding]:
     else:
         yield ok("GPU", "none that torch can use: everything runs on the CPU")
     yield ok("memory", size(machine.memory_bytes))
+    yield isolation_here(machine)
     yield from _limits(machine)
 
 

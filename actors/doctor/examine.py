@@ -17,6 +17,7 @@ from actors.doctor.programs import check_programs
 from actors.doctor.sampling import check_sampling
 from actors.doctor.steps import check_steps
 from actors.doctor.storage import check_storage
+from actors.doctor.tools import check_tools
 
 
 def check_model(case: Case) -> Iterable[Finding]:
@@ -32,6 +33,7 @@ CHECKS: tuple[Callable[[Case], Iterable[Finding]], ...] = (
     check_memory,
     check_storage,
     check_programs,
+    check_tools,
     check_lengths,
     check_batches,
     check_budgets,

@@ -17,6 +17,9 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from tools.python_config import PythonConfig
+from tools.python_isolation import Isolation, examine_isolation
+
 SHARED_MEMORY = Path("/dev/shm")
 DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 """One of these is there wherever torch may find a GPU."""
@@ -83,6 +86,10 @@ class Machine:
         if python is None:
             return self.version("sglang")
         return _asked(python, _ASK_SGLANG).strip() or None
+
+    def isolation(self, python: PythonConfig) -> Isolation:
+        """What programs of the `python` tool get. Raises `ToolError` where its interpreter cannot be run."""
+        return examine_isolation(python)
 
     def free_bytes(self, path: str | Path) -> int | None:
         """Room on the disk that `path` lies on, or will lie on; None where no folder above it is there."""
