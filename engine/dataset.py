@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from engine.coins import seed_of
 from engine.config import NonNegative, Positive, Section
-from engine.dataset_files import Row, read_rows
+from engine.dataset_files import ANSWER_COLUMN, PROMPT_COLUMN, Row, read_rows
 from engine.errors import DataError
 from engine.types import Int32, Prompt
 
@@ -39,10 +39,11 @@ class DataConfig(Section, frozen=True):
     """What becomes of a row whose prompt has more tokens."""
     system_prompt: str | None = None
     """Replaces the system message of every row, or goes before a row that has none."""
-    prompt_column: str = "prompt"
+    prompt_column: str = PROMPT_COLUMN
     """Messages, or the text of a question."""
-    answer_column: str = "reward_model.ground_truth"
-    """A string, a number, or a list of alternatives."""
+    answer_column: str = ANSWER_COLUMN
+    """A string, a number, or a list of alternatives. A file without these two, where they are the defaults, is
+    read as a benchmark: `engine.benchmark_rows`."""
     source_column: str = "data_source"
     """Names the row's origin in metrics; without this column it is the file's name."""
 
@@ -90,6 +91,7 @@ class PromptDataset:
         if not used:
             raise DataError(f"{config.path}: none of {len(rows)} rows has an answer")
         self._rows = [_mend(row) for row in used]
+        self._places = {row.index: place for place, row in enumerate(self._rows)}
         self._overlong: set[int] = set()
         self._statistics = DataStatistics(
             num_rows=len(rows),
@@ -108,6 +110,10 @@ class PromptDataset:
     def statistics(self) -> DataStatistics:
         """Counts of rows, those too long among the rows tokenised up to now."""
         return msgspec.structs.replace(self._statistics, num_overlong=len(self._overlong))
+
+    def row(self, prompt: Prompt) -> Row:
+        """The row that a prompt of this data set was made from."""
+        return self._rows[self._places[prompt.row]]
 
     def prompts(self, *, start: int = 0) -> Iterator[Prompt]:
         """Prompts from position `start` to the end of the last epoch.
@@ -135,10 +141,10 @@ class PromptDataset:
 
     def position_of(self, prompt: Prompt) -> int:
         """Where a prompt of this data set stands. Raises `DataError` for one of another data set."""
-        places = [i for i, row in enumerate(self._rows) if row.index == prompt.row]
-        if not places or not 0 <= prompt.epoch < self.config.epochs:
+        place = self._places.get(prompt.row)
+        if place is None or not 0 <= prompt.epoch < self.config.epochs:
             raise DataError(f"{self.config.path}: {prompt.prompt_id} is not a prompt of this data set")
-        return prompt.epoch * len(self._rows) + int(np.flatnonzero(self._order(prompt.epoch) == places[0])[0])
+        return prompt.epoch * len(self._rows) + int(np.flatnonzero(self._order(prompt.epoch) == place)[0])
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         if self.config.order == "file":

@@ -1,16 +1,23 @@
 """Rows of a data file: parquet (the door to pyarrow) or JSON lines, read once and checked at once.
 
-A column is named by its path, `reward_model.ground_truth` for a field of a struct.
+A column is named by its path, `reward_model.ground_truth` for a field of a struct. Where a file has not the columns of
+ARPO's training sets, and no others were asked for, each row is read as a benchmark's (`benchmark_rows`).
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 
 from engine.answers import join_alternatives
+from engine.benchmark_rows import Layout, answer_of, layout_of, question_of
 from engine.errors import DataError, boundary
+
+PROMPT_COLUMN, ANSWER_COLUMN = "prompt", "reward_model.ground_truth"
+"""Of ARPO's training sets."""
+ABILITY_COLUMN = "ability"
 
 _JSON = msgspec.json.Decoder(dict[str, Any])
 
@@ -29,6 +36,10 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     ground_truth: str
     """As `engine.answers` writes it; empty where the file has no answer."""
     data_source: str
+    ability: str = ""
+    """What kind of question it is, `math` or `qa`, where the file says so."""
+    level: str = ""
+    """How hard it is, in the words of the file."""
 
 
 def read_rows(path: Path, *, prompt: str, answer: str, source: str) -> Iterator[Row]:
@@ -42,37 +53,42 @@ def read_rows(path: Path, *, prompt: str, answer: str, source: str) -> Iterator[
         raise DataError(f"{path}: no such data file")
     match path.suffix:
         case ".parquet":
-            records = _read_parquet(path, columns=(prompt, answer, source), needed=(prompt, answer))
+            records = _read_parquet(path, prompt=prompt, answer=answer, source=source)
         case ".jsonl":
-            records = _read_jsonl(path, needed=(prompt, answer))
+            records = _read_jsonl(path, prompt=prompt, answer=answer)
         case _:
             raise DataError(f"{path}: a data file ends in .parquet or .jsonl")
-    for index, record in enumerate(records):
+    for index, (record, layout) in enumerate(records):
+        field = partial(_field, record)
         try:
             yield Row(
                 index=index,
-                messages=_messages(_field(record, prompt)),
-                ground_truth=_ground_truth(_field(record, answer)),
-                data_source=str(_field(record, source) or path.stem),
+                messages=_messages(question_of(layout, field)),
+                ground_truth=_ground_truth(answer_of(layout, field)),
+                data_source=str(field(source) or path.stem),
+                ability=str(field(ABILITY_COLUMN) or ""),
+                level=str(field(layout.level) or "") if layout.level else "",
             )
         except msgspec.ValidationError as error:
             raise DataError(f"{path}: row {index}: {error}") from None
 
 
-def _read_parquet(path: Path, *, columns: Sequence[str], needed: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _read_parquet(path: Path, *, prompt: str, answer: str, source: str) -> Iterator[tuple[dict[str, Any], Layout]]:
     import pyarrow.parquet  # pyright: ignore[reportMissingTypeStubs]
 
     library: Any = pyarrow.parquet
     with boundary(DataError, str(path)), library.ParquetFile(path) as file:
         # A list's own path is behind `prompt.list.element.content`, the path of what it holds.
         leaves = [str(file.schema.column(i).path).split(".list.")[0] for i in range(len(file.schema.names))]
-        _check_columns(path, needed=needed, leaves=leaves)
-        table: Any = file.read(columns=list(columns))  # those that are not there are left out
+        layout = _layout(path, prompt=prompt, answer=answer, leaves=leaves)
+        columns = [layout.question, layout.answer, layout.options, layout.level, source, ABILITY_COLUMN]
+        table: Any = file.read(columns=columns)  # those that are not there are left out
     for batch in table.to_batches(max_chunksize=1024):
-        yield from batch.to_pylist()
+        for record in batch.to_pylist():
+            yield record, layout
 
 
-def _read_jsonl(path: Path, *, needed: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _read_jsonl(path: Path, *, prompt: str, answer: str) -> Iterator[tuple[dict[str, Any], Layout]]:
     with boundary(DataError, str(path)):
         lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
@@ -82,15 +98,20 @@ def _read_jsonl(path: Path, *, needed: Sequence[str]) -> Iterator[dict[str, Any]
             record = _JSON.decode(line)
         except msgspec.DecodeError as error:
             raise DataError(f"{path}: line {number}: {error}") from None
-        _check_columns(path, needed=needed, leaves=list(_leaves(record)), where=f"line {number}: ")
-        yield record
+        where = f"line {number}: "
+        yield record, _layout(path, prompt=prompt, answer=answer, leaves=list(_leaves(record)), where=where)
 
 
-def _check_columns(path: Path, *, needed: Sequence[str], leaves: Sequence[str], where: str = "") -> None:
-    missing = [name for name in needed if name not in leaves]
-    if missing:
+def _layout(path: Path, *, prompt: str, answer: str, leaves: Sequence[str], where: str = "") -> Layout:
+    """The columns that were asked for; those of a benchmark, where these are the defaults and are not all there."""
+    missing = [name for name in (prompt, answer) if name not in leaves]
+    if not missing:
+        return Layout(question=prompt, answer=answer)
+    benchmark = layout_of(frozenset(leaves)) if (prompt, answer) == (PROMPT_COLUMN, ANSWER_COLUMN) else None
+    if benchmark is None:
         there = ", ".join(dict.fromkeys(leaves)) or "none"
         raise DataError(f"{path}: {where}no column {', '.join(missing)}; there are: {there}")
+    return benchmark
 
 
 def _leaves(record: dict[str, Any], *, prefix: str = "") -> Iterator[str]:

@@ -30,13 +30,14 @@ ARROWS = {
 }
 EVERYWHERE = {"msgspec", "numpy"}
 DOORS: dict[str, tuple[str, ...]] = {
-    "aiohttp": ("engine/inference/*", "tools/http.py", "actors/gateway.py"),
+    "aiohttp": ("engine/inference/*", "tools/http.py", "tools/chat_endpoint.py", "actors/gateway.py"),
     "asyncio_throttle": ("tools/hosts.py",),
     "bm25s": ("tools/search.py",),
     "flash_attn": ("learner/attention*.py",),
     "jsonschema": ("tools/json_schema.py",),
     "httpx2": ("tools/mcp_client.py",),
     "jinja2": ("engine/chat_template.py", "actors/report/page.py"),
+    "math_verify": ("tools/math_equal.py",),
     "matplotlib": ("actors/report/plots.py",),
     "mcp": ("tools/mcp_client.py",),
     "megatron": ("learner/mcore.py",),

@@ -32,7 +32,7 @@ def official_reward(text: str, ground_truth: str | Sequence[str]) -> Reward:
     if answer is None:
         return Reward(score=-1.0, reason=fault or "no readable box", components={"format": 0.0})
     truths = [ground_truth] if isinstance(ground_truth, str) else ground_truth
-    f1 = max((_f1(answer, truth) for truth in truths), default=0.0)
+    f1 = max((reward_f1(answer, truth) for truth in truths), default=0.0)
     bonus = MULTI_TOOL_BONUS if f1 > 0 and "</search>" in text and "</python>" in text else 0.0
     return Reward(
         score=f1 + bonus,
@@ -91,12 +91,14 @@ def _boxed(text: str) -> str | None:
     return None
 
 
-def _f1(prediction: str, ground_truth: str) -> float:
-    one, other = _normalise(prediction), _normalise(ground_truth)
+def reward_f1(prediction: str, ground_truth: str) -> float:
+    """Token F1 as the released reward has it: yes, no and noanswer are all or nothing."""
+    one, other = reward_normalised(prediction), reward_normalised(ground_truth)
     if one != other and (one in _ALL_OR_NOTHING or other in _ALL_OR_NOTHING):
         return 0.0
     return token_f1(one.split(), other.split())
 
 
-def _normalise(text: str) -> str:
+def reward_normalised(text: str) -> str:
+    """Lower case, without punctuation and then without articles, single spaces."""
     return " ".join(_ARTICLE.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
