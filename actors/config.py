@@ -11,6 +11,7 @@ from engine.dataset import DataConfig
 from engine.errors import ConfigError
 from engine.inference.embedded import EmbeddedConfig
 from engine.inference.sglang_config import SglangConfig
+from engine.journal import JournalConfig
 from engine.renderer import RendererConfig
 from engine.rollout_config import RolloutConfig
 from engine.train_config import TrainConfig
@@ -171,6 +172,7 @@ class Config(Section, frozen=True, kw_only=True):
     sft: tuple[SftConfig, ...] = ()
     """Stages of a cold start before the first RL step, each from the model that the one before it made."""
     train: TrainConfig = TrainConfig()
+    journal: JournalConfig = JournalConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 
     def __post_init__(self) -> None:

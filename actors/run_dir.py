@@ -40,6 +40,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """Of the starting model after more supervised steps for as long as RL took; null without a control."""
     num_tool_calls_requested: int = 0
     num_tool_calls_executed: int = 0
+    journal_s: float = 0.0
+    """That the last process spent in writing the journal."""
     error: str = ""
 
 

@@ -17,11 +17,11 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
+from engine.batches import Batches, Credit, digest, names_of
 from engine.buffer import GroupBuffer
 from engine.checkpoints import Checkpoints
 from engine.cohort import Cohort
 from engine.cohorts import Cohorts
-from engine.credit import Credit, credited
 from engine.deadline import within
 from engine.errors import GeneratorError
 from engine.events import (
@@ -81,8 +81,7 @@ class Controller:
         self._state = state
         self._prompts = prompts
         self._rollout = rollout
-        self._credit = credit
-        self._credit_batch = credit_batch
+        self._batches = Batches(credit, credit_batch)
         self._generators = generators
         self._trainer = trainer
         self._checkpoints = Checkpoints(
@@ -97,7 +96,6 @@ class Controller:
             num_admitted=state.num_admitted,
             by_cohort=config.deterministic,
         )
-        self._samples: dict[str, Sample] = {}
         self._cohorts = Cohorts(
             rollout_config, size=config.batch_size, is_logical=config.deterministic, used=state.usage
         )
@@ -129,9 +127,9 @@ class Controller:
         """
         state = self._state
         loaded = await self._checkpoints.load()
-        for step, groups in sorted(state.batches.items()):
+        for step in sorted(state.batches):
             if loaded < step <= state.published_step:
-                await self._train_on(step, groups)
+                await self._train_on(self._known_batch(step))
                 await self._checkpoints.mend(step)
         if state.published_step:
             await self._publish(state.published_step, ())
@@ -146,23 +144,17 @@ class Controller:
         for group in state.groups.values():
             await self._settle(group)
 
-    async def _train_on(self, step: int, groups: Sequence[TrajectoryGroup]) -> None:
+    async def _train_on(self, batch: Batch) -> None:
         """One optimiser step; its report is an event, once."""
-        if not groups:
+        if not batch.samples:
             return
-        report = await within(
-            self._deadline_s, self._trainer.step(self._batch(step, groups)), name=f"the learner's step {step}"
-        )
-        if step not in self._state.reports:
+        report = await within(self._deadline_s, self._trainer.step(batch), name=f"the learner's step {batch.step}")
+        if batch.step not in self._state.reports:
             self._emit(StepFinished(report=report))
 
-    def _batch(self, step: int, groups: Sequence[TrajectoryGroup]) -> Batch:
-        samples: list[Sample] = []
-        for group in groups:
-            sample = self._samples.pop(group.prompt.prompt_id, None) or self._credit(group)
-            assert sample is not None, "a group without signal is refused before it can be taken"
-            samples.append(sample)
-        return Batch(step=step, samples=tuple(self._credit_batch(samples)))
+    def _known_batch(self, step: int) -> Batch:
+        """A batch of an earlier process again."""
+        return self._batches.again(step, self._state.batches[step], expected=self._state.digests[step])
 
     # -- producing --------------------------------------------------------------------------------------------
 
@@ -214,8 +206,7 @@ class Controller:
         """Give a finished group its credit, or refuse it."""
         prompt_id = group.prompt.prompt_id
         self._count_failures(group)
-        sample, reason = credited(self._credit, group)
-        if sample is None:
+        if reason := self._batches.refuses(group):
             self._emit(GroupRefused(prompt_id=prompt_id, reason=reason))
             self._num_wanted -= 0 if self._config.deterministic else 1
             self._num_refused_in_a_row += 1
@@ -224,7 +215,6 @@ class Controller:
             await self._buffer.refuse(prompt_id)
         else:
             self._num_refused_in_a_row = 0
-            self._samples[prompt_id] = sample
             await self._buffer.finish(group)
         await self._notify()
 
@@ -240,7 +230,7 @@ class Controller:
     async def _train(self) -> None:
         step = self._state.step
         if step > self._state.published_step:
-            await self._finish_step(step, self._state.batches[step])
+            await self._finish_step(self._known_batch(step))
         await self._close_step(step, is_last=False)
         while self._config.steps is None or step < self._config.steps:
             started = asyncio.get_running_loop().time()
@@ -249,19 +239,19 @@ class Controller:
                 logger.info("the data ended after step %d", step)
                 break
             step += 1
-            names = tuple(group.prompt.prompt_id for group in groups)
+            batch = self._batches.make(step, groups)
             wait_s = asyncio.get_running_loop().time() - started
-            self._emit(BatchTaken(step=step, prompt_ids=names, wait_s=wait_s))
-            await self._finish_step(step, groups)
+            self._emit(BatchTaken(step=step, prompt_ids=names_of(batch), wait_s=wait_s, digest=digest(batch)))
+            await self._finish_step(batch)
             await self._close_step(step, is_last=False)
         await self._close_step(step, is_last=True)
 
-    async def _finish_step(self, step: int, groups: Sequence[TrajectoryGroup]) -> None:
+    async def _finish_step(self, batch: Batch) -> None:
         """Train on a batch that was taken, publish, and free its slots."""
-        await self._train_on(step, groups)
+        await self._train_on(batch)
         if self._config.deterministic:
             await self._quiet()
-        await self._publish(step, [group.prompt.prompt_id for group in groups])
+        await self._publish(batch.step, names_of(batch))
 
     async def _close_step(self, step: int, *, is_last: bool) -> None:
         """Make the checkpoint and the evaluation that are due behind a step, unless they are there already."""

@@ -175,6 +175,8 @@ class BatchTaken(Event, frozen=True):
     prompt_ids: tuple[str, ...]
     wait_s: float = 0.0
     """How long the learner waited for it."""
+    digest: str = ""
+    """Of the batch (see `batches.digest`): what a resumed run and a replay must come to as well."""
 
 
 class StepFinished(Event, frozen=True):

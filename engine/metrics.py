@@ -83,6 +83,20 @@ MEANS = ("loss", "grad_norm", "entropy", "kl_rollout", "ratio_max", "clip_fracti
 """What a row takes over from the learner's report."""
 
 
+class MetricsTotals(msgspec.Struct, frozen=True, kw_only=True):
+    """What a `MetricsFold` knows: part of a snapshot."""
+
+    counts: dict[str, int]
+    tool_s: float
+    rewards: dict[str, dict[int, Reward]]
+    oldest: dict[str, Version]
+    failed: list[tuple[str, int]]
+    version: Version
+    num_tool_calls_requested: int
+    num_tool_calls_executed: int
+    train_s: float
+
+
 class MetricsFold:
     """`apply` every event; it answers with a row whenever a step ends."""
 
@@ -98,6 +112,33 @@ class MetricsFold:
         self.num_tool_calls_executed = 0
         self.train_s = 0.0
         self.last_evaluation: Evaluated | None = None
+
+    @property
+    def totals(self) -> MetricsTotals:
+        """Between two steps: nothing of a batch that was taken and not trained."""
+        return MetricsTotals(
+            counts=dict(self._counts),
+            tool_s=self._tool_s,
+            rewards={name: dict(rewards) for name, rewards in self._rewards.items()},
+            oldest=dict(self._oldest),
+            failed=sorted(self._failed),
+            version=self._version,
+            num_tool_calls_requested=self.num_tool_calls_requested,
+            num_tool_calls_executed=self.num_tool_calls_executed,
+            train_s=self.train_s,
+        )
+
+    def restore(self, totals: MetricsTotals) -> None:
+        """Go on from there."""
+        self._counts = Counter(totals.counts)
+        self._tool_s = totals.tool_s
+        self._rewards = {name: dict(rewards) for name, rewards in totals.rewards.items()}
+        self._oldest = dict(totals.oldest)
+        self._failed = set(totals.failed)
+        self._version = totals.version
+        self.num_tool_calls_requested = totals.num_tool_calls_requested
+        self.num_tool_calls_executed = totals.num_tool_calls_executed
+        self.train_s = totals.train_s
 
     def apply(self, event: AnyEvent) -> StepMetrics | None:
         """Take one event; a row at the end of a step."""

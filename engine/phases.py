@@ -1,5 +1,6 @@
 """PhaseFold: the parts of a run one after another, and how long each took, folded from the events."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from engine.events import AnyEvent, PhaseStarted, RunStarted, SupervisedStep
@@ -29,6 +30,11 @@ class PhaseFold:
     def __init__(self) -> None:
         self.phases: list[Phase] = []
         self._is_open = False
+
+    def restore(self, phases: Iterable[Phase]) -> None:
+        """Go on from there, in the last of them."""
+        self.phases = list(phases)
+        self._is_open = bool(self.phases)
 
     def apply(self, event: AnyEvent) -> None:
         if self._is_open and not isinstance(event, RunStarted):

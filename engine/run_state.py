@@ -1,5 +1,6 @@
 """RunState: what a run has come to, folded from its events; what a resumed run starts from."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from engine.errors import JournalError
@@ -64,6 +65,8 @@ class RunState:
     """By cohort, by trees that left it."""
     batches: dict[int, tuple[TrajectoryGroup, ...]] = field(default_factory=dict[int, tuple[TrajectoryGroup, ...]])
     """Batches since the older of `checkpoints`, by step: what a resumed learner may be given again."""
+    digests: dict[int, str] = field(default_factory=dict[int, str])
+    """Of `batches`."""
     reports: dict[int, StepReport] = field(default_factory=dict[int, StepReport])
     checkpoints: tuple[Checkpointed, ...] = ()
     """The newest two, in order; the older one is there for where the newest turns out to be torn."""
@@ -71,6 +74,8 @@ class RunState:
     """The last one behind which the policy was measured; 0 is before the first."""
     is_finished: bool = False
     last_t: float = 0.0
+    is_there: Callable[[str], bool] = lambda path: True
+    """Whether the checkpoint of a path is; one that vanished counts as never made, and its batches are kept."""
 
     def apply(self, event: AnyEvent) -> None:
         """Take the next event. Raises `JournalError` for one that cannot follow what came before."""
@@ -103,12 +108,15 @@ class RunState:
                 self.refused = {name: a for name, a in self.refused.items() if a.cohort >= event.step}
                 for prompt_id in event.prompt_ids:
                     self.admissions.pop(prompt_id, None)
+            case Checkpointed() if not self.is_there(event.path):
+                pass
             case Checkpointed():
                 # One that was found torn is written again.
                 before = tuple(one for one in self.checkpoints if one.step != event.step)
                 self.checkpoints = (*before[-1:], event)
                 floor = self.checkpoints[0].step if len(self.checkpoints) > 1 else 0
                 self.batches = {step: batch for step, batch in self.batches.items() if step > floor}
+                self.digests = {step: digest for step, digest in self.digests.items() if step > floor}
             case Evaluated():
                 self.evaluated_step = event.step
             case RunFinished():
@@ -140,6 +148,7 @@ class RunState:
             raise JournalError(f"step {event.step} takes {missing[0]}, which is not a finished group")
         self.step = event.step
         self.num_trained += len(event.prompt_ids)
+        self.digests[event.step] = event.digest
         self.batches[event.step] = tuple(self.groups.pop(name) for name in event.prompt_ids)
 
     def _tree(self, prompt_id: str) -> TreeBuilder:

@@ -1,8 +1,6 @@
 """The journal on a disk that dies at any byte, and the fold that a resumed run starts from."""
 
 import logging
-import struct
-import zlib
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -29,6 +27,7 @@ from engine.events import (
     ToolRequested,
 )
 from engine.journal import Journal
+from engine.records import HEADER_SIZE, pack
 from engine.run_state import RunState
 from engine.types import Prompt, ToolCall, ToolResult
 
@@ -118,7 +117,7 @@ def test_a_segment_cut_anywhere_gives_all_whole_records_and_one_warning(
     whole = path.read_bytes()
     ends = [0]
     for event in EVENTS:
-        ends.append(ends[-1] + 8 + len(codec.encode(event)))
+        ends.append(ends[-1] + HEADER_SIZE + len(codec.encode(event)))
     assert ends[-1] == len(whole)
     cut = data.draw(st.integers(0, len(whole)))
     zeros = data.draw(st.sampled_from([0, 3, 64]))
@@ -144,7 +143,7 @@ def test_a_flipped_bit_anywhere_before_the_last_record_is_an_error_not_an_end(
     folder = tmp_path / str(len(list(tmp_path.iterdir())))
     path = write(folder, EVENTS)
     content = bytearray(path.read_bytes())
-    last = len(content) - 8 - len(codec.encode(EVENTS[-1]))
+    last = len(content) - HEADER_SIZE - len(codec.encode(EVENTS[-1]))
     content[position % last] ^= 1 << bit
     path.write_bytes(content)
     with pytest.raises(JournalError, match=r"000001.log: the record at byte \d+ is damaged, and others follow it"):
@@ -155,7 +154,7 @@ def test_a_sound_record_that_is_no_event_is_named(tmp_path: Path) -> None:
     path = write(tmp_path, EVENTS[:1])
     payload = b"\x81\xa1e\xa7Unknown"
     with path.open("ab") as file:
-        file.write(struct.pack("<II", len(payload), zlib.crc32(payload)) + payload)
+        file.write(pack(1, payload))
     with pytest.raises(JournalError, match=r"is not an event: Invalid value 'Unknown'"):
         list(journal.read(tmp_path))
 
