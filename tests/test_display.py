@@ -459,6 +459,7 @@ def test_on_a_terminal_the_last_frame_stays_and_the_summary_follows(terminal: Co
         "success after": "94.0 %",
         "tool calls requested": "0",
         "tool calls executed": "0",
+        "journal time": "0.00 s",
     }
 
 
