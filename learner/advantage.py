@@ -24,6 +24,7 @@ from learner.advantage_config import (
     DrGrpo,
     Grpo,
     Overlong,
+    PlainReward,
     ReinforcePp,
     ReinforcePpBaseline,
     Rloo,
@@ -40,7 +41,7 @@ def estimate(group: TrajectoryGroup, config: AdvantageConfig, *, overlong: Overl
     """The group with its credit, or None where it holds no learning signal.
 
     None: fewer than two trainable trajectories, or all their rewards equal (before `overlong` takes from them: length
-    alone is no signal). `ReinforcePp` takes its contrast from the batch, and is content with one trainable trajectory.
+    alone is no signal). `ReinforcePp` and `PlainReward` look for no contrast in a group: one trainable one is enough.
     Each array of the sample has one float32 a token of the whole path; 0 where nothing was sampled, and everywhere in
     a failed trajectory. With rewards (1, 0, 1) and `Grpo()` the arrays hold 0.577, -1.155 and 0.577 at sampled tokens.
     """
@@ -60,7 +61,7 @@ def estimate(group: TrajectoryGroup, config: AdvantageConfig, *, overlong: Overl
 
 
 def _has_signal(rewards_G: Float64, config: AdvantageConfig) -> bool:
-    if isinstance(config, ReinforcePp):
+    if isinstance(config, ReinforcePp | PlainReward):
         return len(rewards_G) > 0
     return len(rewards_G) > 1 and rewards_G.min() < rewards_G.max()
 
@@ -128,7 +129,7 @@ def rloo(group: TrajectoryGroup, trainable: list[int], rewards_G: Float64, confi
 
 
 def plain(group: TrajectoryGroup, trainable: list[int], rewards_G: Float64, config: Section) -> NodeCredit:
-    """REINFORCE++ (2501.03262) before its whitening: A_i = r_i."""
+    """REINFORCE (Williams 1992), and REINFORCE++ (2501.03262) before its whitening: A_i = r_i."""
     return _by_trajectory(trainable, rewards_G)
 
 
@@ -166,6 +167,7 @@ ESTIMATORS: dict[type[Section], Callable[[TrajectoryGroup, list[int], Float64, A
     Dapo: grpo,
     DrGrpo: centred,
     Grpo: grpo,
+    PlainReward: plain,
     ReinforcePp: plain,
     ReinforcePpBaseline: centred,
     Rloo: rloo,

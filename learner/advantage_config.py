@@ -41,6 +41,10 @@ class Rloo(Section, tag="rloo", tag_field="kind"):
     """Leave-one-out: each trajectory against the mean of the others."""
 
 
+class PlainReward(Section, tag="reward", tag_field="kind"):
+    """REINFORCE: the reward as it is, without a baseline; the gradient's mean is then the true one."""
+
+
 class ReinforcePp(Section, tag="reinforce_pp", tag_field="kind"):
     """REINFORCE++: rewards, whitened over the tokens of the whole batch; needs no contrast inside a group."""
 
@@ -69,7 +73,17 @@ class Aepo(Section, tag="aepo", tag_field="kind"):
 
 
 AdvantageConfig = (
-    ArpoSoft | ArpoHard | Grpo | Dapo | DrGrpo | Rloo | ReinforcePp | ReinforcePpBaseline | TreeGrpo | Aepo
+    ArpoSoft
+    | ArpoHard
+    | Grpo
+    | Dapo
+    | DrGrpo
+    | Rloo
+    | PlainReward
+    | ReinforcePp
+    | ReinforcePpBaseline
+    | TreeGrpo
+    | Aepo
 )
 
 

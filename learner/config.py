@@ -15,6 +15,7 @@ from learner.advantage_config import (
     DrGrpo,
     Grpo,
     Overlong,
+    PlainReward,
     ReinforcePp,
     ReinforcePpBaseline,
     Rloo,
@@ -23,6 +24,7 @@ from learner.advantage_config import (
 from learner.correction_config import (
     CorrectionConfig,
     Decoupled,
+    ExactIs,
     IcePop,
     M2po,
     NoCorrection,
@@ -50,6 +52,7 @@ __all__ = [
     "Dapo",
     "Decoupled",
     "DrGrpo",
+    "ExactIs",
     "Grpo",
     "Gspo",
     "IcePop",
@@ -63,6 +66,7 @@ __all__ = [
     "NoCorrection",
     "NormalisationConfig",
     "Overlong",
+    "PlainReward",
     "Ppo",
     "Reinforce",
     "ReinforcePp",
@@ -159,7 +163,8 @@ class LearnerConfig(Section):
     normalisation: NormalisationConfig = TokenMean()
     leaf_weighting: LeafWeighting = "equal"
     """`inverse_branching`: a fork divides the weight of its path among its branches, so that a bushy sub-tree counts no
-    more than the chain it grew from. `equal`: every trajectory counts the same, as in the papers."""
+    more than the chain it grew from; a path that begins at the prompt weighs 1. `equal`: every trajectory counts the
+    same, as in the papers."""
     num_minibatches: Positive = 1
     """Optimiser updates a step; each takes a share of the prompts. The version counts steps, not updates."""
     temperature: PositiveFloat = 1.0

@@ -14,6 +14,7 @@ from torch import Tensor
 from learner.correction_config import (
     CorrectionConfig,
     Decoupled,
+    ExactIs,
     IcePop,
     M2po,
     NoCorrection,
@@ -24,7 +25,7 @@ from learner.correction_config import (
     TruncatedIs,
     Veto,
 )
-from learner.segments import leaf_means, leaf_sums
+from learner.segments import leaf_means, leaf_prefix_sums, leaf_sums
 
 MAX_LOG_RATIO = 20.0
 
@@ -70,12 +71,13 @@ def correct(
 
     `proximal_N` unset means that th still is p (the first update of a step), so p is `logprobs_N` detached and the
     ratio is 1 with a gradient. `leaf_N` [N] int64 says which of the `num_leaves` trajectories a token belongs to; all
-    trained tokens of a trajectory are here. `keep_N` [N] bool is what `m2po_keep` says of these tokens among all of
-    the mini-batch; needed where `m2po_of(rejections)` is.
+    trained tokens of a trajectory are here, in their order. `keep_N` [N] bool is what `m2po_keep` says of these tokens
+    among all of the mini-batch; needed where `m2po_of(rejections)` is.
 
     With b = 0.1, p = 0.3, th = 0.3: `none` has ratio 3, weight 1; `decoupled` with cap 5 ratio 1, weight 3;
     `truncated_is` with cap 2 ratio 1, weight 2; `icepop` up to 2 ratio 1, weight 0. Two such tokens in a trajectory:
-    `truncated_is` by sequence with cap 10 weighs both 9, `sequence_product` up to 2 rejects both.
+    `truncated_is` by sequence with cap 10 weighs both 9, `sequence_product` up to 2 rejects both; `exact_is`
+    weighs both 9, over prefixes 3 and 9.
     """
     before_N = logprobs_N.detach() if proximal_N is None else proximal_N
     log_rho_N = clamp_log_ratio(before_N - behaviour_N)
@@ -105,6 +107,10 @@ def _weights(config: CorrectionConfig, log_rho_N: Tensor, leaf_N: Tensor, num_le
             return products_L.clamp(max=cap)[leaf_N]
         case IcePop(low=low, high=high):
             return rho_N.masked_fill((rho_N < low) | (rho_N > high), 0.0)
+        case ExactIs(over="trajectory"):
+            return clamp_log_ratio(leaf_sums(log_rho_N, leaf_N, num_leaves=num_leaves)).exp()[leaf_N]
+        case ExactIs():
+            return clamp_log_ratio(leaf_prefix_sums(log_rho_N, leaf_N)).exp()
 
 
 def _keeps(

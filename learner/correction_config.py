@@ -43,7 +43,15 @@ class IcePop(Section, tag="icepop", tag_field="kind"):
         _check_range(self.low, self.high)
 
 
-CorrectionConfig = NoCorrection | Decoupled | TruncatedIs | IcePop
+class ExactIs(Section, tag="exact_is", tag_field="kind"):
+    """The importance product itself, without a bound of its own: ratio th / p, and the product of rho as the weight."""
+
+    over: Literal["trajectory", "prefix"] = "trajectory"
+    """`trajectory`: all its trained tokens, for each of them; unbiased, because the reward hangs on all of them.
+    `prefix`: those up to the token itself; it varies less, and credits the token with how b, not p, goes on."""
+
+
+CorrectionConfig = NoCorrection | Decoupled | TruncatedIs | IcePop | ExactIs
 
 
 class SequenceProduct(Section, tag="sequence_product", tag_field="kind"):

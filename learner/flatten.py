@@ -35,7 +35,7 @@ class FlatSequence:
     sample: int = 0
     """Index of the prompt in the batch."""
     leaf_weight: float = 1.0
-    """By inverse branching, with mean 1 over the prompt's trajectories; see `leaf_weights`."""
+    """By inverse branching: 1 for a path that begins at the prompt, divided by its forks; see `leaf_weights`."""
 
     @property
     def num_trained(self) -> int:

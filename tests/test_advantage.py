@@ -22,6 +22,7 @@ from learner.config import (
     DrGrpo,
     Grpo,
     Overlong,
+    PlainReward,
     ReinforcePp,
     ReinforcePpBaseline,
     Rloo,
@@ -43,7 +44,7 @@ def scores(config: AdvantageConfig, rewards: list[float]) -> list[float]:
             return [r - mean(rewards) for r in rewards]
         case Rloo():
             return [r - mean(rewards[:i] + rewards[i + 1 :]) for i, r in enumerate(rewards)]
-        case ReinforcePp():
+        case ReinforcePp() | PlainReward():
             return rewards
         case Grpo(eps=eps) | Aepo(eps=eps):
             return z_scores(rewards, eps)
@@ -55,14 +56,15 @@ eps = st.sampled_from([0.0, 1e-6, 0.1])
 grpo_configs = st.one_of(
     *(st.builds(kind, normalise_std=st.booleans(), eps=eps) for kind in (Grpo, ArpoSoft, ArpoHard, Dapo))
 )
-other_configs = st.one_of(st.just(DrGrpo()), st.just(Rloo()), st.just(ReinforcePp()), st.builds(Aepo, eps=eps))
+plain_configs = st.sampled_from([DrGrpo(), Rloo(), ReinforcePp(), PlainReward()])
+other_configs = st.one_of(plain_configs, st.builds(Aepo, eps=eps))
 
 
 @given(groups(), grpo_configs | other_configs)
 def test_every_estimator_equals_its_definition_token_by_token(g: TrajectoryGroup, config: AdvantageConfig) -> None:
     sample = estimate(g, config)
     rewards = [g.trajectories[i].reward.score for i in alive(g)]
-    if not isinstance(config, ReinforcePp) and len(set(rewards)) < 2:
+    if not isinstance(config, ReinforcePp | PlainReward) and len(set(rewards)) < 2:
         assert sample is None
         return
     if not rewards:
@@ -118,6 +120,7 @@ def three(first: float, second: float, third: float, *, forked_from: tuple[int, 
         (Rloo(), (), [0.5, -1.0, 0.5]),
         (DrGrpo(), (), [1 / 3, -2 / 3, 1 / 3]),
         (ReinforcePp(), (), [1, 0, 1]),
+        (PlainReward(), (), [1, 0, 1]),
         # The second path grew from the first, the third is alone.
         (TreeGrpo(), (-1, 0, -1), [0.577 + 0.707, -1.155 - 0.707, 0.577]),
     ],
@@ -159,7 +162,7 @@ def test_hard_and_soft_give_a_shared_token_the_same_sum(g: TrajectoryGroup) -> N
 @pytest.mark.parametrize("kind", ESTIMATORS)
 def test_a_group_without_signal_is_none(kind: type[Section], ends: list[tuple[int, float, RolloutStatus]]) -> None:
     g = group([node(-1, P, 2), node(0, S, 1), node(0, S, 1)], ends)
-    needs_no_contrast = kind is ReinforcePp and alive(g)
+    needs_no_contrast = kind in (ReinforcePp, PlainReward) and alive(g)
     assert (estimate(g, kind()) is None) is not bool(needs_no_contrast)
 
 

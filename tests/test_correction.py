@@ -14,6 +14,7 @@ from engine.errors import ConfigError
 from learner.config import (
     CorrectionConfig,
     Decoupled,
+    ExactIs,
     IcePop,
     M2po,
     NoCorrection,
@@ -143,6 +144,20 @@ def test_a_token_is_trained_where_its_trajectory_passes_every_rejection_with_the
         assert out.weights[i].item() == pytest.approx(weight * is_kept, rel=1e-9)
 
 
+@given(rows)
+def test_an_exact_weight_is_the_product_over_the_trajectory_or_over_what_precedes_the_token_in_it(
+    row: list[tuple[int, float]],
+) -> None:
+    behaviour = torch.linspace(-3, -1, len(row), dtype=torch.float64)
+    now = behaviour + torch.tensor([x for _, x in row], dtype=torch.float64)
+    leaves = [leaf for leaf, _ in row]
+    whole = corrected(ExactIs(), now, behaviour, leaves=leaves).weights
+    prefix = corrected(ExactIs(over="prefix"), now, behaviour, leaves=leaves).weights
+    for i, leaf in enumerate(leaves):
+        assert whole[i].item() == pytest.approx(math.exp(sum(by_leaf(row)[leaf])), rel=1e-9)
+        assert prefix[i].item() == pytest.approx(math.exp(sum(by_leaf(row[: i + 1])[leaf])), rel=1e-9)
+
+
 @given(
     st.lists(st.integers(-200, 200).map(lambda n: n / 100), max_size=30), st.sampled_from([0.001234, 0.04321, 0.54321])
 )
@@ -184,12 +199,14 @@ def test_the_examples_of_the_docstring_hold() -> None:
     assert weights(IcePop(high=2.0)) == [0.0, 0.0]
     assert weights(TruncatedIs(level="sequence", cap=10.0)) == pytest.approx([9.0, 9.0])
     assert weights(Decoupled(cap=None), SequenceProduct(high=2.0)) == [0.0, 0.0]
+    assert weights(ExactIs()) == pytest.approx([9.0, 9.0])
+    assert weights(ExactIs(over="prefix")) == pytest.approx([3.0, 9.0])
 
 
 def test_absurd_log_ratios_stay_finite() -> None:
     wild = torch.tensor([-1e4, 1e4, 1e4])
     assert clamp_log_ratio(wild).tolist() == [-MAX_LOG_RATIO, MAX_LOG_RATIO, MAX_LOG_RATIO]
-    for config in (Decoupled(cap=None), TruncatedIs(level="sequence"), IcePop()):
+    for config in (Decoupled(cap=None), TruncatedIs(level="sequence"), IcePop(), ExactIs(), ExactIs(over="prefix")):
         out = corrected(config, wild, -wild, rejections=REJECTIONS)
         assert torch.isfinite(out.weights).all()
 

@@ -15,6 +15,7 @@ from learner.config import (
     ConstantLength,
     CorrectionConfig,
     Decoupled,
+    ExactIs,
     Gspo,
     IcePop,
     Kl,
@@ -58,6 +59,8 @@ CORRECTIONS: list[CorrectionConfig] = [
     TruncatedIs(cap=1.2),
     TruncatedIs(level="sequence", cap=1.5),
     IcePop(low=0.7, high=1.6),
+    ExactIs(),
+    ExactIs(over="prefix"),
 ]
 REJECTIONS: list[tuple[RejectionConfig, ...]] = [
     (),
