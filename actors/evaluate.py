@@ -72,12 +72,12 @@ class Evaluation:
         trajectories = group.trajectories
         self._groups.append((len(trajectories), sum(t.reward.is_correct for t in trajectories)))
         self._scores += [t.reward.score for t in trajectories]
-        self._num_calls += group.num_tool_calls_executed
+        self._num_calls += group.num_tool_calls_answered
         self._num_truncated += sum(t.status is RolloutStatus.TRUNCATED for t in trajectories)
         self._num_failed += sum(t.status is RolloutStatus.FAILED for t in trajectories)
 
     def metrics(self, *, k: int = 1) -> dict[str, float]:
-        """`success` (mean over trajectories), `score`, `pass@k`, calls a trajectory, truncated and failed shares."""
+        """`success` (mean over trajectories), `score`, `pass@k`, answered calls, truncated and failed shares."""
         count = max(len(self._scores), 1)
         found = {
             "questions": float(len(self._groups)),

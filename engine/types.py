@@ -207,6 +207,11 @@ class TrajectoryGroup(Value, frozen=True):
         return min(versions, default=0)
 
     @property
+    def num_tool_calls_answered(self) -> int:
+        """Calls that a tool answered, whoever's execution it was: what the policy did, and not what it cost."""
+        return self.num_tool_calls_executed + self.num_tool_calls_cached + self.num_tool_calls_shared
+
+    @property
     def num_forks(self) -> int:
         """Trajectories that branched off another one behind the prompt."""
         return sum(t.forked_from >= 0 for t in self.trajectories)

@@ -174,6 +174,7 @@ BAD: dict[Check, list[tuple[str, Finding] | tuple[str, Finding, Computer]]] = {
         ("eval.data.path=world:moon", refused("eval.data.path", "'world:moon'")),
         ('sft.0.traces=["no.jsonl"]', refused("sft.0.traces", "no.jsonl")),
         ("tools.search.corpus=no.jsonl", refused("tools.search.corpus", "no.jsonl")),
+        ("tools.cache.search_cache=no.json", refused("tools.cache.search_cache", "no.json")),
     ],
     check_cold_start: [
         ("sft.0.learner.loss.kind=ppo", refused("sft.0.learner.loss", "'nll'")),

@@ -1,11 +1,14 @@
 """The README tells the truth about the files there are."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from actors.cli import main
+from engine import config as configuration
+from tools.config import ToolsConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("engine", "engine/inference", "tools", "tools/sandbox", "learner", "actors", "actors/bench", "actors/report")
@@ -32,6 +35,14 @@ def test_the_tree_names_every_module_and_no_other() -> None:
         if path.name != "__init__.py"
     }
     assert listed() == modules
+
+
+def test_the_tools_it_shows_are_configured_as_it_says() -> None:
+    blocks = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (shown,) = [tables["tools"] for block in blocks if "tools" in (tables := tomllib.loads(block))]
+    tools = configuration.decode(shown, ToolsConfig, source="README.md")
+    assert tools.web_search is not None
+    assert (tools.mcp[0].name, tools.http[0].name) == ("time", "weather")
 
 
 def test_the_commands_it_shows_exist() -> None:

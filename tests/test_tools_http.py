@@ -144,7 +144,10 @@ def test_what_is_not_public_is_refused_in_every_disguise(address: str) -> None:
     assert not AddressRule().permits(address)
 
 
-@pytest.mark.parametrize("address", ["1.1.1.1", "93.184.216.34", "2606:4700:4700::1111", "::ffff:1.1.1.1"])
+@pytest.mark.parametrize(
+    "address",
+    ["1.1.1.1", "93.184.216.34", "2606:4700:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101", "2002:101:101::"],
+)
 def test_public_addresses_are_permitted(address: str) -> None:
     assert AddressRule().permits(address)
 

@@ -84,6 +84,15 @@ def test_a_parquet_file_that_is_none_or_has_no_text_is_one_line(tmp_path: Path) 
         assert "\n" not in str(error.value)
 
 
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "diary.txt").write_text("mine")
+    corpus = Corpus.load(write(tmp_path / "c.jsonl", ROWS), index=tmp_path / "notes")
+    assert len(corpus.search("rhine", top_k=5)) == 2
+    assert [path.name for path in (tmp_path / "notes").iterdir()] == ["diary.txt"]
+    assert caplog.messages == [f"index {tmp_path / 'notes'}: holds something else, so the index is not kept"]
+
+
 def test_an_index_that_cannot_be_kept_is_one_line(tmp_path: Path) -> None:
     source = write(tmp_path / "c.jsonl", ROWS)
     with pytest.raises(ConfigError, match=r"corpus .*c.jsonl: .*: Not a directory"):

@@ -158,6 +158,8 @@ def test_keys_tell_tools_versions_arguments_and_histories_apart() -> None:
     torn = ToolCall(name="", arguments={}, malformed="torn")
     assert call_key(past, {"a": 1, "b": 2}, history=[torn, *history]) == keys[3], "what never ran changed nothing"
     assert call_key(Counting().tool, {}) is None
+    assert call_key(pure, {"a": "half a character: \ud800"}) is None
+    assert call_key(pure, {"a": object()}) is None
 
 
 # -- caches -----------------------------------------------------------------------------------------------------------

@@ -1,7 +1,10 @@
 """The world: tools, the executor in front of them, rewards, and the task that ships.
 
-    schema     a typed function -> a `Tool`          executor   permits, rates, deadlines, failures as results
-    python     code in a subprocess                  search     BM25 over a local corpus
+    schema     a typed function -> a `Tool`          executor   the gate: once for equal calls, failures as results
+    lane       deadline, attempts, counters          hosts      permits, rates and a breaker for each service
+    python     code in a subprocess                  passages   the `search` tool, over whatever finds passages
+    browse     pages of the web as text              endpoint   an HTTP endpoint as a tool
+    mcp_tools  the tools of an MCP server            call_cache results used again
     rewards    what an answer is worth               answers    what it means for two answers to be equal
     toolworld  a generated task                      faults     fakes, and tools that misbehave
     config     the `tools` section

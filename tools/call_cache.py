@@ -24,7 +24,7 @@ class CallCache(Protocol):
 
 
 def call_key(tool: Tool, arguments: Mapping[str, Any], *, history: Sequence[ToolCall] = ()) -> bytes | None:
-    """What stands for equal calls; None for a tool whose results are not used again.
+    """What stands for equal calls; None for a tool whose results are not used again, or arguments without a JSON form.
 
     `arguments` are checked ones, so that "3" and 3, or a default and its absence, are equal. The order of keys does
     not matter; that of `history` does.
@@ -32,7 +32,11 @@ def call_key(tool: Tool, arguments: Mapping[str, Any], *, history: Sequence[Tool
     if not tool.is_pure and not tool.depends_on_history:
         return None
     past = [] if tool.is_pure else [(call.name, call.arguments) for call in history if not call.malformed]
-    return hashlib.blake2b(_encoder.encode([tool.name, tool.version, arguments, past]), digest_size=16).digest()
+    try:
+        named = _encoder.encode([tool.name, tool.version, arguments, past])
+    except (TypeError, UnicodeEncodeError):  # a type of the tool's own, or half a character
+        return None
+    return hashlib.blake2b(named, digest_size=16).digest()
 
 
 class MemoryCache:

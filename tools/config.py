@@ -84,6 +84,11 @@ class ToolsConfig(Section, frozen=True):
     max_result_chars: Positive = DEFAULT_MAX_RESULT_CHARS
     """Characters of a result that the model sees."""
 
+    @property
+    def has_any(self) -> bool:
+        """Whether a model has anything to call."""
+        return any((self.python, self.search, self.retriever, self.web_search, self.browse, self.http, self.mcp))
+
 
 def build_executor(config: ToolsConfig, *, tools: Sequence[Tool] = (), reward: Tool | None = None) -> Executor:
     """The executor of a run, with corpora loaded and MCP servers asked: the configured tools, then `tools`; `reward`

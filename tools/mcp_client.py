@@ -24,6 +24,8 @@ from tools.mcp_config import McpConfig
 from tools.schema import UnavailableError
 
 logger = logging.getLogger(__name__)
+# What it logs reaches us as an error too.
+logging.getLogger("mcp").setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True, kw_only=True)

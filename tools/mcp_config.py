@@ -27,6 +27,8 @@ class McpConfig(Section, frozen=True, kw_only=True):
     """Put before their names, where two servers use the same ones."""
     pure: tuple[str, ...] = ()
     """Tools, by the server's names, whose results may be used again for equal arguments."""
+    version: str = ""
+    """Part of what their results are kept by, with the command or the URL."""
     timeout_s: PositiveFloat = 30.0
     """Deadline of every call."""
     start_timeout_s: PositiveFloat = 30.0

@@ -42,6 +42,7 @@ def _tool(listed: ListedTool, config: McpConfig, server: McpServer) -> Tool:
         timeout_s=config.timeout_s,
         max_concurrency=config.max_concurrency,
         host=f"mcp {config.name}",
+        version=f"{config.url or ' '.join(config.command)} {config.version}",
         is_pure=is_pure,
         is_idempotent=listed.is_idempotent,
         max_retries=config.max_retries if is_pure or listed.is_idempotent else 0,

@@ -121,9 +121,11 @@ class Corpus:
             (fresh / _MANIFEST).write_bytes(msgspec.json.encode(manifest))
             if (folder / _MANIFEST).exists():
                 shutil.rmtree(folder, ignore_errors=True)
-            # Another process may have been faster: its index is as good.
-            with contextlib.suppress(FileExistsError, OSError):
+            with contextlib.suppress(OSError):
                 fresh.rename(folder)
+            # Another process may have been faster: its index is as good.
+            if not (folder / _MANIFEST).exists():
+                logger.warning("index %s: holds something else, so the index is not kept", folder)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
 

@@ -25,6 +25,8 @@ def check_data(case: Case) -> Iterator[Finding]:
             yield from _path(case, f"sft.{number}.traces", path)
     if config.tools.search is not None:
         yield from _path(case, "tools.search.corpus", config.tools.search.corpus)
+    if config.tools.cache.search_cache:
+        yield from _path(case, "tools.cache.search_cache", config.tools.cache.search_cache)
 
 
 def _data(case: Case, section: str, path: str, rows: Rows) -> Iterator[Finding]:

@@ -18,7 +18,7 @@ def check_forks(case: Case) -> Iterator[Finding]:
         yield ok(BRANCHING, f"no forks: {rollout.size} independent trajectories a prompt")
         return
     problems = [*_room(rollout), *_rule(branching), *_granting(rollout)]
-    if case.config.tools.python is None and case.config.tools.search is None:
+    if not case.config.tools.has_any:
         problems.append(warning("tools", "none is configured: without tool results nothing forks"))
     yield from problems
     if not problems:
