@@ -16,6 +16,14 @@ INTERRUPTED = 75
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `arpo`; returns the exit code."""
+    arguments = parse(argv)
+    from actors import commands
+
+    return commands.run(arguments)
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """A command line as its parts; one that is none ends the program with one line."""
     parser = _parser()
     # Overrides may stand behind options too, where argparse no longer takes them for positionals.
     arguments, rest = parser.parse_known_args(argv)
@@ -25,9 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.overrides += rest
     for option in ("data", "predictions"):
         _take_overrides_from(arguments, option)
-    from actors import commands
-
-    return commands.run(arguments)
+    return arguments
 
 
 def _is_override(word: str) -> bool:
