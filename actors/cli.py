@@ -18,6 +18,14 @@ INTERRUPTED = 75
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `arpo`; returns the exit code."""
+    arguments = parse(argv)
+    from actors import commands
+
+    return commands.run(arguments)
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """A command line as its parts; one that is none ends the program with one line."""
     parser = _parser()
     # Overrides may stand behind options too, where argparse no longer takes them for positionals.
     arguments, rest = parser.parse_known_args(argv)
@@ -25,13 +33,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if rest:
         arguments.overrides += rest
-    from actors import commands
-
-    return commands.run(arguments)
+    for option in ("data", "predictions"):
+        _take_overrides_from(arguments, option)
+    return arguments
 
 
 def _is_override(word: str) -> bool:
     return not word.startswith("-") and ("=" in word or word.endswith(".toml"))
+
+
+def _take_overrides_from(arguments: argparse.Namespace, option: str) -> None:
+    """An option of several words takes the overrides behind it for more of them."""
+    words = getattr(arguments, option, None)
+    if isinstance(words, list):
+        arguments.overrides += [word for word in words if _is_override(str(word))]
+        setattr(arguments, option, [word for word in words if not _is_override(str(word))])
 
 
 class _Parser(argparse.ArgumentParser):
@@ -74,10 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     rollout.add_argument(
         "--concurrency", type=_positive, default=16, metavar="N", help="prompts in flight (default 16)"
     )
-    evaluate = command("eval", "measure a policy; metrics as JSON and as a table")
-    evaluate.add_argument("--data", help="shorthand for eval.data.path=FILE")
-    evaluate.add_argument("--k", type=int, metavar="N", help="trajectories a question, for pass@k")
-    evaluate.add_argument("--json", metavar="FILE", help="write the metrics there too")
+    _add_eval(command("eval", "measure a policy; scores as JSON and as a table", has_config=False))
     doctor = command("doctor", "what can be known before anything is allocated", has_config=False)
     doctor.add_argument("config", nargs="?", help="a TOML file; without one, what this machine has")
     doctor.add_argument("overrides", nargs="*", metavar="key=value", help="for example learner.tensor_parallel=4")
@@ -98,6 +111,21 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("run", help="the folder of a run")
     export.add_argument("--hf", required=True, metavar="DIR", help="the folder to write")
     return parser
+
+
+def _add_eval(evaluate: argparse.ArgumentParser) -> None:
+    evaluate.add_argument("config", nargs="?", help="a TOML file; not needed for --predictions")
+    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="for example eval.concurrency=8")
+    evaluate.add_argument(
+        "--data", nargs="+", action="extend", metavar="FILE", help="files of questions, in place of eval.data.path"
+    )
+    evaluate.add_argument("--k", type=int, metavar="N", help="trajectories a question, for pass@k")
+    evaluate.add_argument("--sampling", choices=("greedy", "paper"), help="shorthand for eval.sampling.kind=...")
+    evaluate.add_argument("--out", metavar="DIR", help="where answers are kept (default: a folder in run.dir)")
+    evaluate.add_argument(
+        "--predictions", nargs="+", metavar="FILE", help="score these answers, JSON lines, and ask nothing"
+    )
+    evaluate.add_argument("--json", metavar="FILE", help="write the scores there too")
 
 
 if __name__ == "__main__":

@@ -160,20 +160,28 @@ def _rollout(arguments: argparse.Namespace) -> int:
 
 def _eval(arguments: argparse.Namespace) -> int:
     from actors.display import Display
-    from actors.measure import measure
+    from actors.eval_command import Evaluate, show
 
-    config = _config(arguments, **{"eval.data.path": arguments.data, "eval.samples": arguments.k})
-    if config.eval is None:
-        raise ConfigError(f"{arguments.config}: no [eval] section, and no --data - at $.eval")
+    data: list[str] = arguments.data or []
+    shorthands = {"eval.data.path": data[0] if data else None, "eval.samples": arguments.k}
+    shorthands["eval.sampling.kind"] = arguments.sampling
+    config = None if arguments.config is None else _config(arguments, **shorthands)
     json_file = None if arguments.json is None else _output(arguments.json, option="--json")
-    with tempfile.TemporaryDirectory(prefix="arpo-eval-") as scratch, Display(Path(config.eval.data.path)) as display:
+    work = Evaluate(
+        config,
+        data=data,
+        folder=None if arguments.out is None else Path(arguments.out),
+        predictions=[Path(path) for path in arguments.predictions or ()],
+        stem=Path(arguments.config or "").stem,
+    )
+    with Display(Path(arguments.config or arguments.predictions[0])) as display:
         display.preparing()
-        metrics = _interruptible(measure(config, config.eval, run_dir=Path(scratch), watcher=display))
-        display.table("evaluation", metrics)
-    encoded = json.dumps(metrics, indent=2)
-    sys.stdout.write(encoded + "\n")
+        board = _interruptible(work.run(watcher=display))
+        show(board, display)
+    encoded = msgspec.json.format(msgspec.json.encode(board), indent=2).decode() + "\n"
+    sys.stdout.write(encoded)
     if json_file is not None:
-        json_file.write_text(encoded + "\n", encoding="utf-8")
+        json_file.write_text(encoded, encoding="utf-8")
     return 0
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from actors.eval_config import EvalConfig
 from engine.config import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Section, load
 from engine.dataset import DataConfig
 from engine.errors import ConfigError
@@ -85,21 +86,6 @@ class SftConfig(Section, frozen=True, kw_only=True):
     """A longer trace is refused."""
     learner: LearnerConfig
     """With the `nll` loss; its layout may differ from the RL learner's."""
-
-
-class EvalConfig(Section, frozen=True, kw_only=True):
-    """How the policy is measured."""
-
-    data: DataConfig
-    samples: Positive = 1
-    """Trajectories a question; with more than one, pass@k is reported."""
-    temperature: NonNegativeFloat = 0.0
-    """0 is greedy."""
-    concurrency: Positive = 64
-    """Questions in flight."""
-    control: bool = False
-    """After RL, go on with the last stage of the cold start instead, from the model RL began with and for as long as
-    RL took, and measure what comes of it in the same way."""
 
 
 class Resources(Section, frozen=True):

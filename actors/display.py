@@ -96,6 +96,11 @@ class Display(Watcher):
             self._progress.group(group)
         self._lines.group(group)
 
+    def verdict(self, is_correct: bool | None) -> None:
+        with self._lock:
+            self._progress.verdict(is_correct)
+        self._lines.verdict(is_correct)
+
     def evaluated(self, event: Evaluated) -> None:
         with self._lock:
             self._progress.evaluated(event)
@@ -120,6 +125,18 @@ class Display(Watcher):
     def table(self, title: str, rows: Mapping[str, Any]) -> None:
         """Names and values."""
         self._table(title, [(name, quantity(name, value)) for name, value in rows.items()])
+
+    def grid(self, title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table of several columns: texts in the first two, numbers in the others."""
+        self.finish()
+        if self.is_live:
+            self._console.line()
+        table = Table(title=Text(title, "bold"), title_justify="left")
+        for place, heading in enumerate(headings):
+            table.add_column(heading, justify="left" if place < 2 else "right")
+        for row in rows:
+            table.add_row(*map(Text, row))
+        self._console.print(table)
 
     def finish(self, *, is_stopped: bool = False) -> None:
         """The last phase is over, or was stopped in the middle; the dashboard stays on the screen as it is then."""

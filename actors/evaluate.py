@@ -6,6 +6,7 @@ from math import comb
 
 import msgspec
 
+from actors.eval_config import EvalSampling
 from engine.branching import Chain
 from engine.cohort import Cohort
 from engine.cohorts import Cohorts
@@ -17,7 +18,7 @@ from engine.types import Prompt, RolloutStatus, TrajectoryGroup
 Grow = Callable[[TreeBuilder, Cohort], Awaitable[TrajectoryGroup]]
 
 
-def evaluation_rollout(config: RolloutConfig, *, samples: int, temperature: float) -> RolloutConfig:
+def evaluation_rollout(config: RolloutConfig, *, samples: int, sampling: EvalSampling) -> RolloutConfig:
     """The run's limits, without branching: `samples` independent trajectories a question."""
     replace = msgspec.structs.replace
     return replace(
@@ -25,7 +26,7 @@ def evaluation_rollout(config: RolloutConfig, *, samples: int, temperature: floa
         size=samples,
         branching=Chain(),
         granting=Paper(),
-        sampling=replace(config.sampling, temperature=temperature),
+        sampling=replace(config.sampling, **sampling.sampling),
         budget=replace(config.budget, calls_per_cohort=None, calls_per_run=None, leaves_per_cohort=None),
     )
 

@@ -170,9 +170,10 @@ def _with_world(config: Config, files: ToolworldFiles) -> Config:
     replace = msgspec.structs.replace
     config = replace(config, data=replace(config.data, path=real(config.data.path)))
     if config.eval is not None:
-        config = replace(
-            config, eval=replace(config.eval, data=replace(config.eval.data, path=real(config.eval.data.path)))
-        )
+        data, validation = config.eval.data, config.eval.validation
+        data = replace(data, path=real(data.path))
+        validation = None if validation is None else replace(validation, path=real(validation.path))
+        config = replace(config, eval=replace(config.eval, data=data, validation=validation))
     if config.tools.search is not None:
         search = replace(config.tools.search, corpus=real(config.tools.search.corpus))
         config = replace(config, tools=replace(config.tools, search=search))
@@ -189,6 +190,8 @@ def _paths(config: Config) -> list[str]:
     paths = [config.data.path, *(path for stage in config.sft for path in stage.traces)]
     if config.eval is not None:
         paths.append(config.eval.data.path)
+        if config.eval.validation is not None:
+            paths.append(config.eval.validation.path)
     if config.tools.search is not None:
         paths.append(config.tools.search.corpus)
     return paths

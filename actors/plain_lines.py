@@ -70,6 +70,9 @@ class PlainLines(Watcher):
         else:
             self._tell_now_and_then(self._line(progress.phases[-1].outcome))
 
+    def verdict(self, is_correct: bool | None) -> None:
+        self._tell_now_and_then(self._line(self._progress.phases[-1].outcome))
+
     def evaluated(self, event: Evaluated) -> None:
         self.finish()
         self._tell(f"evaluation after step {count(event.step)}: {_facts(event.metrics)}")

@@ -70,6 +70,7 @@ class Progress(Watcher):
         """Questions of an evaluation that is not a phase of its own, so far."""
         self._num_trajectories = 0
         self._num_correct = 0
+        self._num_missing = 0
 
     @property
     def now_s(self) -> float:
@@ -139,6 +140,14 @@ class Progress(Watcher):
         else:
             self.num_asked += 1
 
+    def verdict(self, is_correct: bool | None) -> None:
+        phase = self._counting("question")
+        self._num_missing += is_correct is None
+        self._num_correct += is_correct is True
+        phase.advance(phase.done + 1, self.now_s)
+        missing = f", {self._num_missing} without a verdict" if self._num_missing else ""
+        phase.outcome = f"correct {percent(self._num_correct / max(phase.done - self._num_missing, 1))}{missing}"
+
     def evaluated(self, event: Evaluated) -> None:
         success = event.metrics["success"]
         self.evaluations.append((event.step, success))
@@ -176,4 +185,4 @@ class Progress(Watcher):
         phase.ended_s = None
 
     def _forget_questions(self) -> None:
-        self.num_asked = self._num_trajectories = self._num_correct = 0
+        self.num_asked = self._num_trajectories = self._num_correct = self._num_missing = 0

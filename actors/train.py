@@ -1,7 +1,7 @@
 """`arpo train`: one run from its configuration to its summary, or from where it was interrupted."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from actors.config import Config
 from actors.control import run_control
@@ -17,6 +17,7 @@ from actors.runtime import LocalRuntime
 from actors.sft import StartingModel
 from actors.watcher import Watcher
 from engine.controller import Controller
+from engine.dataset import PromptDataset
 from engine.errors import cause
 from engine.events import ControlEvaluated, Evaluated, PhaseStarted
 from engine.generator_load import measured
@@ -26,6 +27,13 @@ from learner.batch_credit import finish_batch
 
 LEARNING = "reinforcement learning"
 """Name of the phase."""
+VALIDATION = "validation_success"
+"""Among the metrics of an evaluation: success on the questions that choose `best/`."""
+
+
+def chosen_by(metrics: Mapping[str, float]) -> float:
+    """Whether the weights that were measured are the best so far: by `eval.validation`, where there is one."""
+    return metrics.get(VALIDATION, metrics["success"])
 
 
 async def train(config: Config, run: RunDir, *, watcher: Watcher, is_fresh: bool = False) -> Summary:
@@ -82,6 +90,8 @@ class Inputs:
         config = runtime.config
         self.dataset = runtime.prompts(config.data)
         self.questions = None if config.eval is None else runtime.prompts(config.eval.data)
+        validation = None if config.eval is None else config.eval.validation
+        self.validation = None if validation is None else runtime.prompts(validation)
         self.model = StartingModel(config, runtime)
 
 
@@ -105,26 +115,33 @@ class Training:
             learner = starts.create_task(runtime.start_trainer(model_path), name="start learner")
         router, trainer = generators.result(), learner.result()
 
-        async def ask_all(phase: str) -> dict[str, float]:
+        async def ask_all(phase: str, *files: PromptDataset) -> list[dict[str, float]]:
             assert self._config.eval is not None
-            assert inputs.questions is not None
             # Before and after, so that what an evaluation costs the generators is told apart from what training does.
             log.emit(await measured(runtime.generators))
-            log.emit(PhaseStarted(name=phase, total=len(inputs.questions)))
-            metrics = await ask(
-                inputs.questions,
-                self._config.eval,
-                config=self._config,
-                runtime=runtime,
-                router=router,
-                on_group=self._watcher.group,
-            )
+            log.emit(PhaseStarted(name=phase, total=sum(map(len, files))))
+            found = [
+                await ask(
+                    questions,
+                    self._config.eval,
+                    config=self._config,
+                    runtime=runtime,
+                    router=router,
+                    on_group=self._watcher.group,
+                )
+                for questions in files
+            ]
             log.emit(await measured(runtime.generators))
-            return metrics
+            return found
 
         async def evaluate() -> dict[str, float]:
-            metrics = await ask_all("evaluation")
-            if all(metrics["success"] > before.metrics["success"] for before in log.evaluations):
+            assert inputs.questions is not None
+            if inputs.validation is None:
+                (metrics,) = await ask_all("evaluation", inputs.questions)
+            else:
+                metrics, validation = await ask_all("evaluation", inputs.questions, inputs.validation)
+                metrics[VALIDATION] = validation["success"]
+            if all(chosen_by(metrics) > chosen_by(before.metrics) for before in log.evaluations):
                 await trainer.export_hf(str(self._run.best))
             log.emit(PhaseStarted(name=LEARNING, total=self._config.train.steps))
             return metrics
@@ -136,8 +153,10 @@ class Training:
         await self._learn(runtime, inputs, router, trainer, evaluate=None if inputs.questions is None else evaluate)
         await trainer.export_hf(str(self._run.path / "hf"))
         if self._config.eval is not None and self._config.eval.control and log.control is None:
+            assert inputs.questions is not None
             steps = await self._train_control(runtime, inputs, model_path)
-            log.emit(ControlEvaluated(num_steps=steps, metrics=await ask_all("evaluation of the control")))
+            (metrics,) = await ask_all("evaluation of the control", inputs.questions)
+            log.emit(ControlEvaluated(num_steps=steps, metrics=metrics))
 
     async def _learn(
         self,

@@ -40,6 +40,9 @@ class Watcher:
     def group(self, group: TrajectoryGroup) -> None:
         """One prompt's trajectories, where nothing is trained."""
 
+    def verdict(self, is_correct: bool | None) -> None:
+        """The judge spoke of one answer; None where it did not."""
+
     def evaluated(self, event: Evaluated) -> None:
         """The policy was measured."""
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from actors.eval_config import Greedy, PaperSampling
 from actors.evaluate import Evaluation, evaluation_rollout, grow_all, pass_at_k
 from engine.branching import Arpo, Chain
 from engine.clock import run_virtual
@@ -115,9 +116,11 @@ def test_evaluation_keeps_the_limits_of_a_path_and_drops_what_is_for_training() 
         sampling=SamplingConfig(max_response_tokens=99, temperature=1.0),
         budget=BudgetConfig(calls_per_path=3, calls_per_cohort=9, calls_per_run=10, leaves_per_cohort=7),
     )
-    asked = evaluation_rollout(trained, samples=5, temperature=0.0)
+    asked = evaluation_rollout(trained, samples=5, sampling=Greedy())
     assert (asked.size, asked.branching, asked.granting) == (5, Chain(), Paper())
     assert asked.sampling == SamplingConfig(max_response_tokens=99, temperature=0.0)
+    paper = evaluation_rollout(trained, samples=1, sampling=PaperSampling()).sampling
+    assert paper == SamplingConfig(max_response_tokens=99, temperature=0.6, top_p=0.95, top_k=20)
     assert asked.budget == BudgetConfig(calls_per_path=3)
     assert isinstance(trained, Section)
     assert trained.size == 16

@@ -32,6 +32,9 @@ def scores(f1: float, em: float, contains: float, reward_f1: float, reward_em: f
         ("blue car", ("blue", "blue car park"), scores(0.8, 0, 1, 0.8, 0)),
         # Yes and no are all or nothing for the reward alone.
         ("yes indeed", ("yes",), scores(2 / 3, 0, 1, 0, 0)),
+        # Nothing but an article is a word for the evaluation, and nothing for the reward.
+        ("A", ("a",), scores(1, 1, 1, 0, 0)),
+        ("C", ("A",), scores(0, 0, 0, 0, 0)),
         ("", ("the",), scores(0, 0, 0, 0, 0)),
         ("anything", (), scores(0, 0, 0, 0, 0)),
     ],

@@ -199,6 +199,21 @@ def test_fresh_keeps_the_old_run_until_the_input_is_good(home: Home, capsys: pyt
         (["eval", "{config}", "--json", "{home}/none/x.json"], r"--json .*/none/x.json: no such folder"),
         (["eval", "{config}", "--k", "0"], r"`int` >= 1 - at `\$.eval.samples`"),
         (["eval", "{config}", "eval="], r"no \[eval\] section, and no --data - at \$.eval"),
+        (["eval"], r"arpo eval needs a CONFIG, or --predictions"),
+        (["eval", "{config}", "--sampling", "beam"], r"invalid choice: 'beam'"),
+        (["eval", "{config}", "--data", "{home}/good.parquet", "{home}/none.jsonl"], r"none.jsonl: no such data file"),
+        (["eval", "{config}", "--data", "{home}/good.parquet", "eval.samples=0"], r"at `\$.eval.samples`"),
+        (
+            ["eval", "{config}", "--data", "{home}/good.parquet", "{home}/model/good.parquet"],
+            r"sets of one name: .*; rename a file - at \$.eval.data.path",
+        ),
+        (["eval", "--predictions", "{home}/none.jsonl"], r"none.jsonl: No such file|none.jsonl: FileNotFoundError"),
+        (["eval", "--predictions", "{home}/traces.jsonl"], r"traces.jsonl: line 1: .* missing required field `truths`"),
+        (
+            ["eval", "--predictions", "{home}/traces.jsonl", "--data", "x.jsonl"],
+            r"--data and --out do not go with them",
+        ),
+        (["eval", "--predictions", "{home}/traces.jsonl", "--out", "{home}"], r"--data and --out do not go"),
         (["sft", "{config}", "sft="], r"no \[\[sft\]\] section - at \$.sft"),
         (["sft", "{config}", "sft.0.steps=0"], r"`int` >= 1 - at `\$.sft\[0\].steps`"),
         (["export", "{home}/none", "--hf", "{home}/hf"], r"no run there \(config.json is missing\)"),
@@ -250,6 +265,60 @@ def test_rollout_skips_a_row_without_an_answer_and_says_so(home: Home, caplog: p
     assert shown == [f"{data}: 2 rows without an answer are left out"]
     assert psutil.Process().children(recursive=True) == []
     assert "out.jsonl.partial" not in " ".join(os.listdir(home.path))
+
+
+def test_predictions_are_scored_without_a_configuration(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    said = [{"truths": ["Ann Lee"], "answer": "ann"}, {"set": "aime24", "truths": ["033"], "answer": "33"}]
+    first = home.write("first.jsonl", json.dumps(said[0]))
+    second = home.write("second.jsonl", json.dumps(said[1]))
+    before = home.files()
+    assert main(["eval", "--predictions", first, second, "--json", str(home.path / "scores.json")]) == 0
+    captured = capsys.readouterr()
+    scores = json.loads(captured.out)
+    assert {name: (found["metric"], found["value"]) for name, found in scores["sets"].items()} == {
+        "first": ("f1", pytest.approx(2 / 3)),
+        "aime24": ("math", 1.0),
+    }
+    assert (scores["average"], scores["averaged"]) == (pytest.approx(5 / 6), ["first", "aime24"])
+    assert json.loads((home.path / "scores.json").read_text()) == scores
+    assert "average of first, aime24" in captured.err
+    assert home.files() == before | {"scores.json"}
+
+
+@pytest.mark.real
+@pytest.mark.timeout(300)
+def test_eval_keeps_its_answers_and_asks_only_what_is_missing(
+    home: Home, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    home.questions("first.parquet", ["one", "it"])
+    home.write(
+        "second.jsonl", "".join(json.dumps({"question": "who", "answer": [a, "is"]}) + "\n" for a in ("one", "it"))
+    )
+    data = [str(home.path / name) for name in ("first.parquet", "second.jsonl")]
+    command = ["eval", home.config, "sft=", "--k", "2", "--sampling", "paper"]
+
+    def scores(*more: str) -> dict[str, Any]:
+        assert main([*command, *more]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    alone = scores("--data", data[0])
+    (folder,) = (home.path / "runs").glob("eval-run-*")
+    (lines,) = folder.glob("first-*.jsonl")
+    written = lines.read_bytes()
+    assert written.count(b"\n") == 4
+    both = scores("--data", *data, "eval.concurrency=1")
+    assert lines.read_bytes() == written, "what was answered is not asked again"
+    assert both["sets"]["first"] == alone["sets"]["first"]
+    assert list(both["sets"]) == ["first", "second"]
+    assert both["questions"] == 4
+    # The end of the last question is torn off: that question is asked again, and no other.
+    lines.write_bytes(written[:-10])
+    again = scores("--data", *data)
+    assert again["sets"]["first"]["num_predictions"] == 4
+    assert lines.read_bytes()[: len(written) // 2] == written[: len(written) // 2]
+    assert psutil.Process().children(recursive=True) == []
+    assert scores("--data", data[0], "--out", str(home.path / "elsewhere"))["questions"] == 2
+    assert (home.path / "elsewhere" / "scores.json").is_file()
 
 
 @pytest.mark.real

@@ -17,7 +17,10 @@ from tests.credit_trees import DONE, P, S, group, node
 FOLDER = Path(__file__).resolve().parent.parent / "configs"
 PRESETS = sorted((FOLDER / "algorithms").glob("*.toml"))
 """Laid over a whole configuration; none by themselves."""
-FILES = sorted(set(FOLDER.rglob("*.toml")) - set(PRESETS))
+LAYERS = [*PRESETS, FOLDER / "recipes" / "cold_start.toml"]
+LAYERS += [path for folder in ("evaluation", "models") for path in sorted((FOLDER / folder).glob("*.toml"))]
+"""These, and those of the recipes: `test_recipes`."""
+FILES = sorted(set(FOLDER.rglob("*.toml")) - set(LAYERS))
 
 
 def test_there_are_configurations_and_nothing_but_data_beside_them() -> None:

@@ -1,6 +1,7 @@
 """The documents say what the configuration takes, and leave nothing out."""
 
 import re
+import shlex
 import tomllib
 from pathlib import Path
 from typing import Any, get_args
@@ -8,13 +9,17 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
+from actors.cli import parse
 from actors.config import Config
+from actors.scoring import F1_SETS, MATH_SETS
 from engine.config import decode
 from engine.config_layers import overlaid
 from learner.config import AdvantageConfig, CorrectionConfig, LossConfig, NormalisationConfig, RejectionConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 ALGORITHMS = (ROOT / "docs" / "algorithms.md").read_text()
+REPRODUCE = (ROOT / "docs" / "reproduce.md").read_text()
+COMMANDS = re.findall(r"^    arpo (.+)$", re.sub(r"\\\n +", "", REPRODUCE), re.MULTILINE)
 SNIPPETS = [
     pytest.param(block, id=f"{path.stem}-{number}")
     for path in sorted((ROOT / "docs").glob("*.md"))
@@ -51,3 +56,27 @@ def test_the_command_lines_it_shows_are_taken() -> None:
     assert lines
     for line in lines:
         Config.load(ROOT / "configs" / "demo.toml", *line.split())
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_command_of_the_reproduction_is_parsed_and_its_configuration_decoded(
+    line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    arguments = parse(shlex.split(line))
+    if arguments.config is not None:
+        config = Config.load(arguments.config, *arguments.overrides)
+        assert config.run.name is not None or arguments.command in ("doctor", "eval")
+    for path in getattr(arguments, "data", None) or getattr(arguments, "predictions", None) or ():
+        assert path.endswith(".jsonl")
+
+
+def test_the_reproduction_has_a_row_of_every_table_and_says_what_was_not_run() -> None:
+    layers = {word for line in COMMANDS for word in line.split() if word.endswith(".toml")}
+    recipes = {f"configs/recipes/{name}.toml" for name in ("reasoning", "deep_search")}
+    assert recipes | {"models/qwen3_14b.toml", "evaluation/paper.toml", "evaluation/judge.toml"} <= layers
+    assert [
+        name for name in ("Table 1", "Table 2", "Table 3", "What was run here") if f"## {name}" not in REPRODUCE
+    ] == []
+    sets = {Path(word).stem for line in COMMANDS if "table1.json" in line for word in line.split() if "/eval/" in word}
+    assert sets == MATH_SETS | F1_SETS | {"webwalker"}

@@ -172,6 +172,10 @@ BAD: dict[Check, list[tuple[str, Finding] | tuple[str, Finding, Computer]]] = {
         ("data.path=world:moon", refused("data.path", "a world has corpus, drills, sft, test")),
         ("world=", refused("data.path", r"needs a \[world\] section")),
         ("eval.data.path=world:moon", refused("eval.data.path", "'world:moon'")),
+        (
+            "eval.data.path=world:test eval.validation.path=world:moon",
+            refused("eval.validation.path", "'world:moon'"),
+        ),
         ('sft.0.traces=["no.jsonl"]', refused("sft.0.traces", "no.jsonl")),
         ("tools.search.corpus=no.jsonl", refused("tools.search.corpus", "no.jsonl")),
         ("tools.cache.search_cache=no.json", refused("tools.cache.search_cache", "no.json")),
@@ -340,6 +344,10 @@ BAD: dict[Check, list[tuple[str, Finding] | tuple[str, Finding, Computer]]] = {
         (
             "eval.data.path=world:test eval.data.max_prompt_tokens=9000",
             warning("eval.data.max_prompt_tokens", "would not fit into 8,192"),
+        ),
+        (
+            "eval.data.path=world:test eval.validation.path=world:valid eval.validation.max_prompt_tokens=9000",
+            warning("eval.validation.max_prompt_tokens", "would not fit into 8,192"),
         ),
         (
             "rollout.sampling.max_segment_tokens=10",

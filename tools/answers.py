@@ -122,6 +122,22 @@ def last_box(text: str) -> str | None:
     return None
 
 
+def final_answer(text: str) -> str | None:
+    """The answer that a response comes to; None where there is none.
+
+    The last box of its last `<answer>`, or else all that stands there; without that tag, the last box of the text. What
+    tools wrote is no answer: only what stands behind the last `</result>` is read.
+
+    >>> final_answer("<result>\\\\boxed{1}</result><answer>It is \\\\boxed{2}.</answer>"), final_answer("2, I think")
+    ('2', None)
+    """
+    text = text.rpartition("</result>")[2]
+    _, tag, rest = text.rpartition("<answer>")
+    answer = rest.partition("</answer>")[0].strip()
+    boxed = last_box(answer if tag else text)
+    return boxed if boxed is not None or not tag else answer or None
+
+
 def _value(text: str) -> Fraction:
     return Fraction("".join(text.split()).replace(",", ""))
 

@@ -19,7 +19,9 @@ def check_data(case: Case) -> Iterator[Finding]:
     config = case.config
     yield from _data(case, "data", config.data.path, case.rows)
     if config.eval is not None:
-        yield from _data(case, "eval.data", config.eval.data.path, count_rows(config.eval.data, world=config.world))
+        for section, data in (("eval.data", config.eval.data), ("eval.validation", config.eval.validation)):
+            if data is not None:
+                yield from _data(case, section, data.path, count_rows(data, world=config.world))
     for number, stage in enumerate(config.sft):
         for path in stage.traces:
             yield from _path(case, f"sft.{number}.traces", path)

@@ -20,6 +20,8 @@ def check_lengths(case: Case) -> Iterator[Finding]:
     sections = {"data": case.config.data}
     if case.config.eval is not None:
         sections["eval.data"] = case.config.eval.data
+        if case.config.eval.validation is not None:
+            sections["eval.validation"] = case.config.eval.validation
     if response >= limit:
         yield refused(RESPONSE, f"a response of {response:,} tokens and a prompt do not fit into {limit:,} ({what})")
         return
