@@ -71,6 +71,8 @@ class GenerateRequest(Value, frozen=True):
     sampling: SamplingParams
     affinity_key: str = ""
     """Requests with one key meet on one server, and so in one radix cache."""
+    cache_scope: str = ""
+    """Prefixes are shared within a scope only: what one scope computed is neither read nor noticed by another."""
     stream_interval: int = 16
     """Tokens in a streamed chunk; the last one may be shorter. The entropy monitor sets it to its k."""
     fork_after: int = 0

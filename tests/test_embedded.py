@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -193,6 +194,20 @@ def test_requests_that_arrive_together_prefill_their_common_prompt_once(model_pa
     got = run(engine, *(ask(f"r{i}", prompt, seed=i) for i in range(8)))
     assert sorted(num_prefilled(chunks) for chunks in got.values()) == [1] * 7 + [200]
     assert len({sampled(chunks).tobytes() for chunks in got.values()}) == 8
+
+
+def test_a_prefix_is_shared_within_its_scope_alone_cached_or_running(model_path: str) -> None:
+    engine = EmbeddedEngine(EmbeddedConfig(), model_path=model_path)
+    prompt = tokens(64)
+
+    def scoped(name: str, scope: str) -> GenerateRequest:
+        return msgspec.structs.replace(ask(name, prompt), cache_scope=scope)
+
+    together = run(engine, scoped("a0", "a"), scoped("a1", "a"), scoped("b0", "b"))
+    assert [num_prefilled(together[name]) for name in ("a0", "a1", "b0")] == [64, 1, 64]
+    later = run(engine, scoped("a2", "a"), scoped("c0", "c"))
+    assert [num_prefilled(later[name]) for name in ("a2", "c0")] == [1, 64]
+    assert_no_slot_is_lost(engine)
 
 
 def test_stop_tokens_end_a_segment_and_are_kept(model_path: str) -> None:

@@ -4,6 +4,7 @@ import asyncio
 from contextlib import aclosing
 from typing import Literal
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -247,5 +248,14 @@ def test_the_first_part_of_a_server_without_a_cache_key_is_read_by_the_second(mo
         async with connected(model, config=SglangConfig(salt_by_version=False)) as (_, generator):
             chunks = await collect(generator, ask(num_new=6, fork_after=3))
             assert np.array([chunk.num_prefilled_tokens for chunk in chunks]).sum() == 4
+
+    asyncio.run(main())
+
+
+def test_a_scope_is_a_part_of_the_key_that_both_parts_read_under(model: str) -> None:
+    async def main() -> None:
+        async with connected(model) as (server, generator):
+            await collect(generator, msgspec.structs.replace(ask(num_new=8, fork_after=2), cache_scope="tenant"))
+            assert [body["extra_key"] for body in server.bodies("/generate")] == ["v0/tenant", "v0/tenant"]
 
     asyncio.run(main())

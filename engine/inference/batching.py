@@ -55,10 +55,11 @@ class Batching:
             if only_started and not active.has_started:
                 continue
             prompt = active.tokens[:-1]  # the last token is always computed: its logits are wanted
-            match = self.radix.match(prompt, salt=self.salt)
-            available, promised = self._look_among_running(prompt, match.slots.size)
+            salt = self._salt_of(active)
+            match = self.radix.match(prompt, salt=salt)
+            available, promised = self._look_among_running(prompt, match.slots.size, active.request.cache_scope)
             if available > match.slots.size:
-                match = self.radix.match(prompt, salt=self.salt)
+                match = self.radix.match(prompt, salt=salt)
             if promised - match.slots.size >= _WORTH_WAITING:
                 continue
             cached = match.slots.size
@@ -128,7 +129,7 @@ class Batching:
         assert active.node is not None, "a request on a row holds a lock"
         rows, row = self.rows, active.row
         own = rows.slots[row, :size]
-        match = self.radix.insert(rows.tokens[row, :size], own, salt=self.salt)
+        match = self.radix.insert(rows.tokens[row, :size], own, salt=self._salt_of(active))
         # What another request had cached in the meantime replaces our own computation of it.
         twice = own[active.num_shared :] != match.slots[active.num_shared :]
         self.pool.give(own[active.num_shared :][twice])
@@ -137,8 +138,11 @@ class Batching:
         self.radix.unlock(active.node)
         active.node, active.num_shared = match.node, size
 
-    def _look_among_running(self, prompt: Int32, cached: int) -> tuple[int, int]:
-        """Publish what a running request has computed of `prompt` beyond the first `cached` tokens.
+    def _salt_of(self, active: ActiveRequest) -> Hashable:
+        return self.salt, active.request.cache_scope
+
+    def _look_among_running(self, prompt: Int32, cached: int, scope: str) -> tuple[int, int]:
+        """Publish what a running request of `scope` has computed of `prompt` beyond the first `cached` tokens.
 
         Returns how many leading tokens are cached then, and how many some running request will have computed.
         """
@@ -149,7 +153,7 @@ class Batching:
         best, available, promised = None, cached, cached
         for row in alike.tolist():
             active = rows.owner(row)
-            if active.is_mixed:
+            if active.is_mixed or active.request.cache_scope != scope:
                 continue
             size = min(prompt.size, int(rows.length[row]))
             differs = np.flatnonzero(rows.tokens[row, :size] != prompt[:size])

@@ -239,7 +239,7 @@ class SglangGenerator:
             "return_logprob": True,
             "top_logprobs_num": min(self._config.top_logprobs, self._shape.vocab_size),
             "stream": True,
-            "extra_key": f"v{salt}" if self._config.salt_by_version else None,
+            "extra_key": cache_key(f"v{salt}" if self._config.salt_by_version else "", request.cache_scope),
         }
 
     def _note(self, ref: WeightRef, *, mode: UpdateMode) -> None:
@@ -271,6 +271,11 @@ class SglangGenerator:
         """Free the server's slot of a request that nobody reads any more, also when its reader is being cancelled."""
         with contextlib.suppress(GeneratorError):
             await asyncio.shield(self._http.tell("/abort_request", {"rid": name}))
+
+
+def cache_key(version: str, scope: str) -> str | None:
+    """What names the part of the radix cache that a request may read; None for the part without a name."""
+    return "/".join(part for part in (version, scope) if part) or None
 
 
 async def is_ready(url: str, *, api_key: str | None = None, timeout_s: float = 2.0) -> bool:
