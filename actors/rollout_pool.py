@@ -14,7 +14,7 @@ from actors.messages import Grow, Grown
 from actors.wire import Caller
 from engine.cohort import Cohort
 from engine.errors import ActorLostError, ConfigError, StalledError
-from engine.events import AnyTreeEvent, Forked, PathStarted, ToolFinished
+from engine.events import AnyTreeEvent, Forked, ForkRanked, PathStarted, ToolFinished
 from engine.granting import Ranked
 from engine.lives import Lives
 from engine.rollout_config import RolloutConfig
@@ -94,7 +94,11 @@ class RolloutPool:
                     seed=seed,
                     scope=scope,
                     cohort=cohort.number,
-                    use=CohortUse(num_leaves=cohort.leaves.spent, num_calls=cohort.tool_calls.spent),
+                    use=CohortUse(
+                        num_leaves=cohort.leaves.spent,
+                        num_calls=cohort.tool_calls.spent,
+                        num_ranked=cohort.num_ranked,
+                    ),
                     is_logical=cohort.is_logical,
                 )
                 async with contextlib.aclosing(caller.stream(grow, ActorLostError)) as answers:
@@ -155,6 +159,8 @@ def _record(event: AnyTreeEvent, cohort: Cohort) -> None:
     match event:
         case PathStarted() | Forked():
             cohort.leaves.record(1)
+        case ForkRanked():
+            cohort.num_ranked = max(cohort.num_ranked, event.place)
         case ToolFinished():
             cohort.tool_calls.record(event.result.was_executed)
         case _:

@@ -33,6 +33,10 @@ class Member(Protocol):
         """Places left under M and the cohort's budget."""
         ...
 
+    def rank(self, proposal: Proposal, *, place: int) -> None:
+        """Write down that a proposal of its own entered the ranking."""
+        ...
+
     def grant(self, proposal: Proposal) -> None:
         """Start the branches of a granted proposal, as far as there is room."""
         ...
@@ -46,15 +50,25 @@ class Cohort:
     """Budgets and grants of the trees that were admitted together."""
 
     def __init__(
-        self, number: int, *, size: int, granting: AnyGranting, leaves: Account, tool_calls: Account, is_logical: bool
+        self,
+        number: int,
+        *,
+        size: int,
+        granting: AnyGranting,
+        leaves: Account,
+        tool_calls: Account,
+        is_logical: bool,
+        num_ranked: int = 0,
     ) -> None:
-        """`size` is how many trees will join; only logical order across trees waits for all of them."""
+        """`size` is how many trees will join; only logical order across trees waits for all of them. `num_ranked`
+        proposals entered the ranking in earlier processes."""
         self.number = number
         self.leaves = leaves
         self.tool_calls = tool_calls
         self._size = size
         self._joined = 0
-        self._granter = granting.granter()
+        self._granter = granting.granter(num_proposed=num_ranked)
+        self.num_ranked = num_ranked
         self.is_logical = is_logical
         self._is_shared = isinstance(granting, Ranked)
         self._members: dict[str, Member] = {}
@@ -85,6 +99,10 @@ class Cohort:
     def is_over(self) -> bool:
         """Trees have joined, and all of them have left."""
         return self._joined > 0 and not self._members
+
+    def restore(self, proposal: Proposal, *, place: int) -> None:
+        """A path wanted a fork in an earlier process, which ranked it and granted it to nobody."""
+        self._granter.restore(proposal, place=place)
 
     def propose(self, proposal: Proposal) -> None:
         """A path wants a fork."""
@@ -131,6 +149,9 @@ class Cohort:
                 member.fill()
 
     def _decide(self, proposal: Proposal) -> None:
+        if self._is_shared:
+            self.num_ranked += 1
+            self._members[proposal.prompt_id].rank(proposal, place=self.num_ranked)
         for granted in self._granter.propose(proposal):
             if granted.prompt_id in self._members:
                 self._members[granted.prompt_id].grant(granted)

@@ -40,6 +40,7 @@ class Cohorts:
                 leaves=Account(name, limit=budget.leaves_per_cohort, parent=self._leaves, spent=use.num_leaves),
                 tool_calls=Account(name, limit=budget.calls_per_cohort, parent=self._calls, spent=use.num_calls),
                 is_logical=self._is_logical,
+                num_ranked=use.num_ranked,
             )
         return self._open[number]
 

@@ -94,6 +94,22 @@ class ForkConsidered(TreeEvent, frozen=True):
     """The policy's answer; a grant may still be refused by the budget."""
 
 
+class ForkRanked(TreeEvent, frozen=True):
+    """A wanted fork entered the ranking of its cohort (`ranked` granting alone)."""
+
+    path: int
+    length: int
+    place: int
+    """Which one of its cohort it is, from 1."""
+
+
+class ForkLapsed(TreeEvent, frozen=True):
+    """A fork was granted when there was no room for a branch any more."""
+
+    path: int
+    length: int
+
+
 class Forked(TreeEvent, frozen=True):
     """A branch was granted: `child` begins with the first `length` tokens of `path`, and what was seen in them."""
 
@@ -126,6 +142,13 @@ class ToolRequested(TreeEvent, frozen=True):
     call: ToolCall
     index: int
     """Which call of the path, from 0."""
+
+
+class ToolRerun(TreeEvent, frozen=True):
+    """A call that was under way when its process ended, and may have run, is run again: once, and not a second time."""
+
+    path: int
+    index: int
 
 
 class ToolFinished(TreeEvent, frozen=True):
@@ -233,9 +256,12 @@ AnyTreeEvent = (
     PromptAdmitted
     | PathStarted
     | ForkConsidered
+    | ForkRanked
+    | ForkLapsed
     | Forked
     | TokensSampled
     | ToolRequested
+    | ToolRerun
     | ToolFinished
     | Observed
     | PathEnded

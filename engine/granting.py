@@ -26,6 +26,10 @@ class Proposal:
 class Granter(Protocol):
     """Decides for one cohort; pure bookkeeping, no clock and no randomness."""
 
+    def restore(self, proposal: Proposal, *, place: int) -> None:
+        """An earlier process had it as its `place`-th proposal, and had not granted it when it ended."""
+        ...
+
     def propose(self, proposal: Proposal) -> list[Proposal]:
         """A fork is wanted; returns those (of any tree) that are granted now, best first."""
         ...
@@ -42,7 +46,8 @@ class Granter(Protocol):
 class Paper(Section, frozen=True, tag_field="kind", tag="paper"):
     """Each tree for itself, first come, first served."""
 
-    def granter(self) -> Granter:
+    def granter(self, *, num_proposed: int = 0) -> Granter:
+        """`num_proposed` counts the proposals to earlier processes."""
         return FirstCome()
 
 
@@ -53,8 +58,9 @@ class Ranked(Section, frozen=True, tag_field="kind", tag="ranked"):
     window: Positive = 8
     fraction: Fraction = 0.5
 
-    def granter(self) -> Granter:
-        return ByRank(window=self.window, fraction=self.fraction)
+    def granter(self, *, num_proposed: int = 0) -> Granter:
+        """`num_proposed` counts the proposals to earlier processes: the window that was open goes on."""
+        return ByRank(window=self.window, fraction=self.fraction, num_proposed=num_proposed)
 
 
 AnyGranting = Paper | Ranked
@@ -62,6 +68,9 @@ AnyGranting = Paper | Ranked
 
 class FirstCome:
     """Granter of `paper`: every proposal at once."""
+
+    def restore(self, proposal: Proposal, *, place: int) -> None:
+        pass
 
     def propose(self, proposal: Proposal) -> list[Proposal]:
         return [proposal]
@@ -85,28 +94,32 @@ class ByRank:
     [0.1]
     """
 
-    def __init__(self, *, window: int, fraction: float) -> None:
+    def __init__(self, *, window: int, fraction: float, num_proposed: int = 0) -> None:
         self._window = window
         self._fraction = fraction
-        self._fresh = 0
-        self._pool: list[Proposal] = []
+        self._num_proposed = num_proposed
+        self._pool: dict[Proposal, int] = {}
+        """With their places: the order in which they came."""
+
+    def restore(self, proposal: Proposal, *, place: int) -> None:
+        self._pool[proposal] = place
 
     def propose(self, proposal: Proposal) -> list[Proposal]:
-        self._pool.append(proposal)
-        self._fresh += 1
-        if self._fresh < self._window:
+        self._num_proposed += 1
+        self._pool[proposal] = self._num_proposed
+        if self._num_proposed % self._window:
             return []
-        self._fresh = 0
-        return self._best(self._pool, round(self._window * self._fraction))
+        return self._best(list(self._pool), round(self._window * self._fraction))
 
     def exhaust(self, prompt_id: str, room: int) -> list[Proposal]:
         return self._best([p for p in self._pool if p.prompt_id == prompt_id], room)
 
     def withdraw(self, prompt_id: str) -> None:
-        self._pool = [p for p in self._pool if p.prompt_id != prompt_id]
+        self._pool = {p: place for p, place in self._pool.items() if p.prompt_id != prompt_id}
 
     def _best(self, candidates: list[Proposal], count: int) -> list[Proposal]:
-        """The `count` best, ties by age (the pool's order); they leave the pool."""
-        chosen = sorted(candidates, key=lambda p: -p.score)[:count]
-        self._pool = [p for p in self._pool if p not in chosen]
+        """The `count` best, ties by age; they leave the pool."""
+        chosen = sorted(candidates, key=lambda p: (-p.score, self._pool[p]))[:count]
+        for proposal in chosen:
+            del self._pool[proposal]
         return chosen

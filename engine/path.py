@@ -10,7 +10,16 @@ import msgspec
 from engine.branching import Branching
 from engine.coins import seed_of
 from engine.errors import GeneratorError, RequestRefusedError, ToolError
-from engine.events import AnyTreeEvent, Observed, PathEnded, Rewarded, TokensSampled, ToolFinished, ToolRequested
+from engine.events import (
+    AnyTreeEvent,
+    Observed,
+    PathEnded,
+    Rewarded,
+    TokensSampled,
+    ToolFinished,
+    ToolRequested,
+    ToolRerun,
+)
 from engine.interfaces import Generator, ToolHost
 from engine.ledger import PathLedger
 from engine.renderer import Renderer
@@ -23,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 RETRY_S = 0.1
 """Wait before a failed segment is continued; doubled each time."""
+INTERRUPTED = "Tool call interrupted twice; nobody knows whether it ran. Go on without its result."
 
 
 class PathRunner:
@@ -169,27 +179,34 @@ class PathRunner:
     async def _observe(self, path: Path, wanted: Sequence[ToolCall], ledger: PathLedger) -> None:
         """Run the calls of one turn concurrently and show the policy their results, in the order of the calls.
 
-        Calls that a journal already knows are not requested again, and their results are not computed again.
+        Calls that a journal already knows are not requested again, and their results are not computed again. One that
+        it knows without a result was under way when a process ended: whether it ran is not known, and it is run again,
+        so it has run *at least* once, and takes one place under the budget. Interrupted again, it has failed.
         """
         first = path.num_observed_calls
         async with asyncio.TaskGroup() as group:
             for index, call in enumerate(wanted, start=first):
+                tools = self._tools
                 if index >= len(path.calls):
                     self._emit(ToolRequested(prompt_id=self._prompt_id, path=path.number, call=call, index=index))
-                if index not in path.results:
-                    group.create_task(
-                        self._call(path, index, ledger), name=f"{self._prompt_id}/{path.number}/{call.name}"
-                    )
+                elif index in path.results:
+                    continue
+                elif index in path.rerun:
+                    tools = _GivesUp()
+                else:
+                    self._emit(ToolRerun(prompt_id=self._prompt_id, path=path.number, index=index))
+                name = f"{self._prompt_id}/{path.number}/{call.name}"
+                group.create_task(self._call(path, index, ledger, tools), name=name)
         results = [path.results[index] for index in range(first, first + len(wanted))]
         tokens = self._renderer.render_results(results, segment=self._tree.segment(path))
         self._emit(Observed(prompt_id=self._prompt_id, path=path.number, token_ids=tokens))
         self._on_progress(path)
 
-    async def _call(self, path: Path, index: int, ledger: PathLedger) -> None:
-        result = await self._execute(path, index, ledger)
+    async def _call(self, path: Path, index: int, ledger: PathLedger, tools: ToolHost) -> None:
+        result = await self._execute(path, index, ledger, tools)
         self._emit(ToolFinished(prompt_id=self._prompt_id, path=path.number, index=index, result=result))
 
-    async def _execute(self, path: Path, index: int, ledger: PathLedger) -> ToolResult:
+    async def _execute(self, path: Path, index: int, ledger: PathLedger, tools: ToolHost) -> ToolResult:
         call = path.calls[index]
         if call.malformed:
             return ToolResult(name=call.name, text=call.malformed, status="malformed")
@@ -197,7 +214,7 @@ class PathRunner:
         if reservation is None:
             return ToolResult(name=call.name, text=self._out_of_calls, status="refused")
         with reservation:
-            result = await self._tools.call(call, history=path.calls[:index])
+            result = await tools.call(call, history=path.calls[:index])
             reservation.settle(result)
         return result
 
@@ -220,3 +237,12 @@ class PathRunner:
         # In this order: a process killed in between leaves a live path that is scored again, not an ended one without.
         self._emit(Rewarded(prompt_id=self._prompt_id, path=path.number, reward=reward))
         self._emit(PathEnded(prompt_id=self._prompt_id, path=path.number, status=status, detail=detail))
+
+
+class _GivesUp:
+    """Stands in for the tools where a call was interrupted twice; it counts as one that ran, which it may have."""
+
+    specs = ()
+
+    async def call(self, call: ToolCall, *, history: Sequence[ToolCall] = ()) -> ToolResult:
+        return ToolResult(name=call.name, text=INTERRUPTED, status="error")

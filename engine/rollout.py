@@ -21,7 +21,7 @@ from engine.branching import TreeGrpo
 from engine.budget import Account
 from engine.cohort import Cohort
 from engine.coins import coin
-from engine.events import AnyTreeEvent, ForkConsidered, Forked, GroupFinished, PathStarted
+from engine.events import AnyTreeEvent, ForkConsidered, Forked, ForkLapsed, ForkRanked, GroupFinished, PathStarted
 from engine.granting import Proposal
 from engine.interfaces import Generator, ToolHost
 from engine.ledger import PathLedger
@@ -88,8 +88,7 @@ class TreeRollout:
                 for path in self._tree.live_paths:
                     self._spawn(path)
                 self._cohort.join(self)
-                for considered in list(self._tree.open_forks.values()):
-                    self._propose(considered)
+                self._restore_forks()
                 while not self._is_done:
                     self._ended.clear()
                     self._cohort.advance()
@@ -128,8 +127,15 @@ class TreeRollout:
 
     def grant(self, proposal: Proposal) -> None:
         """Start the Z branches of a granted proposal, as far as there is room."""
+        before = len(self._tree.paths)
         for _ in range(self._config.branching.branches):
             self._fork(proposal.path, proposal.length)
+        if len(self._tree.paths) == before:
+            self._emit(ForkLapsed(prompt_id=self.prompt_id, path=proposal.path, length=proposal.length))
+
+    def rank(self, proposal: Proposal, *, place: int) -> None:
+        """Journal the place: a resumed cohort goes on with the same ranking."""
+        self._emit(ForkRanked(prompt_id=self.prompt_id, path=proposal.path, length=proposal.length, place=place))
 
     def fill(self) -> None:
         """Start all that is missing together: first paths, then expansions or supplements; done where none is."""
@@ -223,15 +229,25 @@ class TreeRollout:
 
     def _propose(self, considered: ForkConsidered) -> None:
         if self.room:
-            self._cohort.propose(
-                Proposal(
-                    prompt_id=self.prompt_id,
-                    path=considered.path,
-                    length=considered.length,
-                    observation=considered.observation,
-                    score=considered.score,
-                )
-            )
+            self._cohort.propose(self._proposal(considered))
+
+    def _restore_forks(self) -> None:
+        """Wanted forks that no earlier process granted: back to their places, and those that had none are proposed."""
+        for where, considered in list(self._tree.open_forks.items()):
+            if where in self._tree.ranked:
+                self._cohort.restore(self._proposal(considered), place=self._tree.ranked[where])
+        for where, considered in list(self._tree.open_forks.items()):
+            if where not in self._tree.ranked:
+                self._propose(considered)
+
+    def _proposal(self, considered: ForkConsidered) -> Proposal:
+        return Proposal(
+            prompt_id=self.prompt_id,
+            path=considered.path,
+            length=considered.length,
+            observation=considered.observation,
+            score=considered.score,
+        )
 
     def _emit(self, event: AnyTreeEvent) -> None:
         self._tree.apply(event)

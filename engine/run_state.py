@@ -34,6 +34,8 @@ class CohortUse:
     """That are finished or refused, and will not join again."""
     num_leaves: int = 0
     num_calls: int = 0
+    num_ranked: int = 0
+    """Forks that entered its ranking."""
 
 
 @dataclass
@@ -134,6 +136,7 @@ class RunState:
             use = total.setdefault(self.admissions[prompt_id].cohort, CohortUse())
             use.num_leaves += len(tree.paths)
             use.num_calls += tree.num_executed
+            use.num_ranked += len(tree.ranked)
         return total
 
     def _leave(self, prompt_id: str) -> None:
@@ -142,6 +145,7 @@ class RunState:
         use.num_trees += 1
         use.num_leaves += len(tree.paths)
         use.num_calls += tree.num_executed
+        use.num_ranked += len(tree.ranked)
 
     def _take(self, event: BatchTaken) -> None:
         if missing := [name for name in event.prompt_ids if name not in self.groups]:

@@ -23,6 +23,7 @@ from engine.events import (
     ControlEvaluated,
     Evaluated,
     Forked,
+    ForkRanked,
     GroupFinished,
     GroupRefused,
     PathStarted,
@@ -176,6 +177,7 @@ class SnapshotFold:
         use.num_trees += 1
         for event in self._kept[prompt_id]:
             use.num_leaves += isinstance(event, PathStarted | Forked)
+            use.num_ranked += isinstance(event, ForkRanked)
             use.num_calls += isinstance(event, ToolFinished) and event.result.was_executed
 
     def _refuse(self, prompt_id: str) -> None:

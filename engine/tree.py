@@ -21,6 +21,8 @@ from engine.events import (
     AnyTreeEvent,
     ForkConsidered,
     Forked,
+    ForkLapsed,
+    ForkRanked,
     GroupFinished,
     GroupRefused,
     Observed,
@@ -31,6 +33,7 @@ from engine.events import (
     TokensSampled,
     ToolFinished,
     ToolRequested,
+    ToolRerun,
 )
 from engine.nodes import NodeStore
 from engine.types import (
@@ -78,6 +81,8 @@ class Path:
     calls: list[ToolCall] = field(default_factory=list[ToolCall])
     results: dict[int, ToolResult] = field(default_factory=dict[int, ToolResult])
     """By index into `calls`."""
+    rerun: set[int] = field(default_factory=set[int])
+    """Calls that were begun a second time, because nobody knows what became of the first."""
     num_considered: int = 0
     """Observations behind which the entropy monitor has spoken, or need not speak."""
     wanted: list[bool] = field(default_factory=list[bool])
@@ -119,6 +124,8 @@ class TreeBuilder:
         self.paths: list[Path] = []
         self.open_forks: dict[tuple[int, int], ForkConsidered] = {}
         """Wanted forks that nobody has granted yet, by path and length."""
+        self.ranked: dict[tuple[int, int], int] = {}
+        """Places of wanted forks in the ranking of their cohort, by path and length."""
         self.num_requested = 0
         self.outcomes: Counter[CallOutcome] = Counter()
         """Of calls that came back."""
@@ -140,6 +147,8 @@ class TreeBuilder:
             case ToolRequested():
                 self.paths[event.path].calls.append(event.call)
                 self.num_requested += 1
+            case ToolRerun():
+                self.paths[event.path].rerun.add(event.index)
             case ToolFinished():
                 self.paths[event.path].results[event.index] = event.result
                 self.outcomes[event.result.outcome] += 1
@@ -151,6 +160,10 @@ class TreeBuilder:
                 path.wanted.append(event.is_wanted)
                 if event.is_wanted:
                     self.open_forks[event.path, event.length] = event
+            case ForkRanked():
+                self.ranked[event.path, event.length] = event.place
+            case ForkLapsed():
+                self.open_forks.pop((event.path, event.length), None)
             case Forked():
                 self._fork(event)
             case PathEnded():

@@ -266,15 +266,19 @@ def test_what_is_due_behind_a_step_and_every_budget_survive_a_kill(
     assert sum(leaves.values()) >= 6 * 12
 
 
+@pytest.mark.parametrize("granting", [Paper(), Ranked(window=3)], ids=["paper", "ranked"])
 @pytest.mark.parametrize("when", [0.3, 0.9, 1.3, 2.0, 2.9, 3.4, 5.0])
-def test_a_killed_deterministic_run_is_the_same_run(tokenizer: HfTokenizer, when: float) -> None:
+def test_a_killed_deterministic_run_is_the_same_run(
+    tokenizer: HfTokenizer, when: float, granting: Paper | Ranked
+) -> None:
     """The same tokens under the same versions, in the same batches, as if nothing had happened."""
     train = TrainConfig(batch_size=4, max_staleness=1, checkpoint_every=2, deterministic=True)
 
     def world(**more: object) -> World:
         refuses = lambda name: int(name[-3:]) % 5 == 3  # noqa: E731 - one rule for three worlds
         # Segments that take no time are never cut: what the fake says in the middle of one depends on where it begins.
-        return World(tokenizer, train=train, rollout=small(), refuses=refuses, token_s=0.0, step_s=0.4, **more)
+        rollout = small(granting=granting)
+        return World(tokenizer, train=train, rollout=rollout, refuses=refuses, token_s=0.0, step_s=0.4, **more)
 
     def history(run: World) -> tuple[object, ...]:
         tokens: dict[tuple[str, int], list[tuple[int, int]]] = {}

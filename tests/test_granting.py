@@ -69,3 +69,20 @@ def test_every_proposal_is_granted_at_most_once_and_the_share_is_hard(
     assert len(granted) <= len(scores) // window * round(window * fraction)
     rest = [p for name in ("t0", "t1", "t2") for p in granter.exhaust(name, room=len(scores))]
     assert sorted(p.path for p in [*granted, *rest]) == list(range(len(scores))), "none is lost before its tree ends"
+
+
+@given(
+    scores=st.lists(st.floats(0, 1, allow_nan=False), min_size=1, max_size=30),
+    stop=st.integers(0, 30),
+    window=st.integers(1, 6),
+)
+def test_a_restored_ranking_grants_what_the_old_one_would_have(scores: list[float], stop: int, window: int) -> None:
+    proposals = [proposal(f"p{number}", score) for number, score in enumerate(scores)]
+    whole = Ranked(window=window).granter()
+    before = [whole.propose(one) for one in proposals[:stop]]
+    granted = {one for found in before for one in found}
+    again = Ranked(window=window).granter(num_proposed=len(before))
+    for place, one in reversed(list(enumerate(proposals[:stop], 1))):
+        if one not in granted:
+            again.restore(one, place=place)
+    assert [again.propose(one) for one in proposals[stop:]] == [whole.propose(one) for one in proposals[stop:]]

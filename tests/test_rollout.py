@@ -322,6 +322,9 @@ class Listener:
         self.rounds = rounds
         self.granted: list[Proposal] = []
 
+    def rank(self, proposal: Proposal, *, place: int) -> None:
+        pass
+
     def grant(self, proposal: Proposal) -> None:
         self.granted.append(proposal)
 
