@@ -206,7 +206,7 @@ def _bench(arguments: argparse.Namespace) -> int:
 
     json_file = None if arguments.json is None else _output(arguments.json, option="--json")
     with Display(Path()) as display:
-        names = ("decode", "async", "prefix") if arguments.name == "all" else (arguments.name,)
+        names = ("decode", "async", "prefix", "sandbox") if arguments.name == "all" else (arguments.name,)
         options = {"is_quick": arguments.quick, "sglang_python": arguments.sglang_python}
         reports = [run_bench(name, on_progress=display.note, **options) for name in names]
         for report in reports:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import msgspec
 
-from actors.bench import async_bench, decode_bench, prefix_bench
+from actors.bench import async_bench, decode_bench, prefix_bench, sandbox_bench
 from actors.bench.bench import ArmReport, Bench, arm_report, measure
 from engine.errors import ConfigError
 
@@ -26,6 +26,7 @@ BENCHES: dict[str, Maker] = {
     "decode": decode_bench.benches,
     "async": async_bench.benches,
     "prefix": prefix_bench.benches,
+    "sandbox": sandbox_bench.benches,
 }
 
 
