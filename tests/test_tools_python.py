@@ -104,7 +104,16 @@ def test_a_call_past_its_deadline_is_a_timeout() -> None:
 def test_the_program_sees_nothing_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "s")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    names = ["HOME", "LANG", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PATH", "TMPDIR"]
+    names = [
+        "HOME",
+        "LANG",
+        "MALLOC_ARENA_MAX",
+        "MKL_NUM_THREADS",
+        "OMP_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "PATH",
+        "TMPDIR",
+    ]
     assert run("import os\nsorted(os.environ)").text == str(names)
     assert run("import os\nos.environ['HOME'] == os.environ['TMPDIR'] == os.getcwd()").text == "True"
     assert str(Path(__file__).parent) not in run("import sys\nsys.path").text

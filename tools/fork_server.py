@@ -31,8 +31,9 @@ from tools.python_isolation import sandbox_command
 
 logger = logging.getLogger(__name__)
 
-# One thread for numerical libraries: a pool a call would spend the address space on stacks, and cannot be forked.
-_THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+# One thread for numerical libraries: a pool a call would spend the address space on stacks, and cannot be forked. One
+# arena for all threads: each reserves as much address space as half of the libraries.
+_THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
 _ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", **_THREADS}
 """All that programs see, beside HOME and TMPDIR, which are the folder of the call."""
 

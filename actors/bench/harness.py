@@ -11,7 +11,15 @@ from typing import Protocol
 
 import msgspec
 
-from actors.bench import async_bench, decode_bench, learner_bench, prefix_bench, tools_bench, weights_bench
+from actors.bench import (
+    async_bench,
+    decode_bench,
+    learner_bench,
+    prefix_bench,
+    sandbox_bench,
+    tools_bench,
+    weights_bench,
+)
 from actors.bench.bench import ArmReport, Bench, arm_report, measure
 from engine.errors import ConfigError
 
@@ -29,6 +37,7 @@ MAKERS: dict[str, Maker] = {
     "learner": learner_bench.benches,
     "weights": weights_bench.benches,
     "tools": tools_bench.benches,
+    "sandbox": sandbox_bench.benches,
 }
 
 

@@ -20,6 +20,8 @@ from . import limits, namespaces
 _WATCH_MS = 50
 """Time between looks at the memory of a call; most calls end before the first."""
 _MAX_WORDS = 4096
+_SLACK_BYTES = 64 << 20
+"""A single process that takes too much meets its own limit first, which it can be told of as a `MemoryError`."""
 
 
 class Init(NamedTuple):
@@ -100,6 +102,7 @@ def _be_init(connection: socket.socket, *, disk_bytes: int, memory_bytes: int) -
 
 def _watch(link: socket.socket, *, memory_bytes: int) -> None:
     """Until the socket ends: kill everything that together takes too much."""
+    memory_bytes += _SLACK_BYTES
     while not select.select([link], [], [], _WATCH_MS / 1000)[0]:
         pids = [int(name) for name in os.listdir("/proc") if name.isdigit() and name != "1"]
         if limits.private_bytes(pids, limit=memory_bytes) > memory_bytes:

@@ -52,7 +52,7 @@ class Sandbox:
     def confine(self) -> None:
         namespaces.enter_program()
         libc.prctl(libc.PR_SET_NO_NEW_PRIVS, 1)
-        seccomp.filter_calls(has_network=True)
+        seccomp.filter_calls(has_namespaces=True)
 
     def kill(self, pid: int) -> None:
         with suppress(ProcessLookupError):

@@ -2,8 +2,8 @@
 
 Refused are tracing and reading other processes, mounting, changing the root, namespaces, kernel keys, kernel modules,
 `io_uring` (which runs calls behind the filter's back), handles of files, memory that no limit counts (`memfd`, System V
-and POSIX queues), and sockets of families that namespaces do not contain, such as AF_VSOCK. Where there is no network
-namespace no socket is made at all but pairs.
+and POSIX queues), and sockets of families that namespaces do not contain, such as AF_VSOCK. Where there are no
+namespaces no socket is made at all but pairs, and no process leaves the group by which it is killed.
 """
 
 import ctypes
@@ -89,25 +89,26 @@ _REFUSED = {
     "userfaultfd": (323, 282),
     "vhangup": (153, 58),
 }
+_REFUSED_WITHOUT_NAMESPACES = {"setpgid": (109, 154), "setsid": (112, 157)}
 _SOCKET, _CLONE, _CLONE3 = (41, 198), (56, 220), 435
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 """Name to the column above, and what the kernel calls it."""
 
 
-def filter_calls(*, has_network: bool) -> None:
+def filter_calls(*, has_namespaces: bool) -> None:
     """Bind this process and all that come of it, for good; it must have given up new privileges.
 
-    `has_network` allows sockets, for a process whose network is its own and empty. Raises `OSError` where the kernel
-    has no filters, or the architecture is not known here.
+    `has_namespaces` allows what stays within them, such as sockets of an empty network. Raises `OSError` where the
+    kernel has no filters, or the architecture is not known here.
     """
-    program = _program(has_network=has_network)
+    program = _program(has_namespaces=has_namespaces)
     instructions = ctypes.create_string_buffer(program, len(program))
     # struct sock_fprog: the number of instructions, and a pointer behind padding.
     header = ctypes.create_string_buffer(struct.pack("@HP", len(program) // 8, ctypes.addressof(instructions)))
     libc.prctl(libc.PR_SET_SECCOMP, libc.SECCOMP_MODE_FILTER, header)
 
 
-def _program(*, has_network: bool) -> bytes:
+def _program(*, has_namespaces: bool) -> bytes:
     machine = platform.machine()
     if machine not in _ARCHITECTURES:
         raise OSError(errno.ENOSYS, f"no filter of system calls for {machine}")
@@ -116,14 +117,15 @@ def _program(*, has_network: bool) -> bytes:
     # Another architecture's calls have other numbers: 32-bit ones by `int 0x80`, and x32's by a bit.
     steps = [_statement(_LOAD, _ARCH), _jump(_EQUAL, architecture, 1, 0), _statement(_RETURN, _KILL)]
     steps += [_statement(_LOAD, _NR), _jump(_GREATER_EQUAL, _X32, 0, 1), refuse]
-    for numbers in _REFUSED.values():
+    refused = _REFUSED if has_namespaces else {**_REFUSED, **_REFUSED_WITHOUT_NAMESPACES}
+    for numbers in refused.values():
         if numbers[column] >= 0:
             steps += [_jump(_EQUAL, numbers[column], 0, 1), refuse]
     # The flags of clone3 lie in memory that a filter cannot read; told that there is none, libc uses clone.
     steps += [_jump(_EQUAL, _CLONE3, 0, 1), _statement(_RETURN, _ERRNO | errno.ENOSYS)]
     steps += [_jump(_EQUAL, _CLONE[column], 0, 3), _statement(_LOAD, _FIRST_ARGUMENT)]
     steps += [_jump(_ANY_BIT, _NEW_NAMESPACES, 0, 1), refuse, _statement(_LOAD, _NR)]
-    families = _FAMILIES if has_network else ()
+    families = _FAMILIES if has_namespaces else ()
     steps += [_jump(_EQUAL, _SOCKET[column], 0, 2 + len(families)), _statement(_LOAD, _FIRST_ARGUMENT)]
     steps += [_jump(_EQUAL, family, len(families) - index, 0) for index, family in enumerate(families)]
     steps += [_statement(_RETURN, _ERRNO | errno.EAFNOSUPPORT), _statement(_RETURN, _ALLOW)]

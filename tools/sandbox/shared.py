@@ -51,7 +51,7 @@ class Folder:
         if self._is_filtered:
             libc.prctl(libc.PR_SET_NO_NEW_PRIVS, 1)
             landlock.restrict(self._path, extra=self._extra)
-            seccomp.filter_calls(has_network=False)
+            seccomp.filter_calls(has_namespaces=False)
 
     def kill(self, pid: int) -> None:
         with suppress(PermissionError):  # it became another user: who asked will not wait for ever
