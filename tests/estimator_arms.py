@@ -30,6 +30,7 @@ EXACT: dict[str, Arm] = {
 BIASED: dict[str, Arm] = {
     "equal leaves": Arm(leaf_weighting="equal", tables=NOW),
     "tool_result with k = 2": Arm(branching=AT_RESULT, tables=NOW),
+    "weights scaled in each group": Arm(is_scaled=True, tables=NOW),
     "tree_grpo": Arm(branching=TreeGrpo(), tables=NOW),
     "ranked, 1 place for a fork": Arm(branching=Arpo(initial=1, probe_tokens=2), granting=Ranked(), size=2, tables=NOW),
     "stale, products over prefixes": Arm(correction=ExactIs(over="prefix"), tables=(OLDER[0],)),

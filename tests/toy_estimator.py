@@ -5,7 +5,7 @@ Axes: S batches, G logits of the table.
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 import numpy as np
@@ -49,6 +49,8 @@ class Arm:
     leaves_per_cohort: int | None = None
     correction: CorrectionConfig = field(default_factory=ExactIs)
     leaf_weighting: LeafWeighting = "inverse_branching"
+    is_scaled: bool = False
+    """Scale the weights to one sum for every group, as the learner does not."""
     tables: tuple[Float64, ...] = tuple(OLDER)
     """By version; the second one arrives after `UPDATE_S`."""
 
@@ -128,6 +130,9 @@ def gradient(arm: Arm, groups: Sequence[TrajectoryGroup]) -> Float64:
     """[G] what the learner makes of a batch: its estimate of the expected reward's gradient."""
     batch = Batch(step=0, samples=tuple(sample_of(group) for group in groups))
     sequences = flatten(batch)
+    if arm.is_scaled:
+        sums = [sum(s.leaf_weight for s in sequences if s.sample == index) for index in range(len(groups))]
+        sequences = [replace(s, leaf_weight=s.leaf_weight / sums[s.sample]) for s in sequences]
     table = torch.tensor(TABLE, requires_grad=True)
     total = table.new_zeros(())
     for row in plan(sequences, arm.learner, replica=0, num_replicas=1).rows:
