@@ -169,15 +169,15 @@ def _eval(arguments: argparse.Namespace) -> int:
     json_file = None if arguments.json is None else _output(arguments.json, option="--json")
     work = Evaluate(
         config,
+        source=arguments.config or "",
         data=data,
         folder=None if arguments.out is None else Path(arguments.out),
         predictions=[Path(path) for path in arguments.predictions or ()],
-        stem=Path(arguments.config or "").stem,
     )
     with Display(Path(arguments.config or arguments.predictions[0])) as display:
         display.preparing()
         board = _interruptible(work.run(watcher=display))
-        show(board, display)
+        show(board, display, folder=work.folder)
     encoded = msgspec.json.format(msgspec.json.encode(board), indent=2).decode() + "\n"
     sys.stdout.write(encoded)
     if json_file is not None:

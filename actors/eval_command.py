@@ -28,21 +28,32 @@ class Evaluate:
     """
 
     def __init__(
-        self, config: Config | None, *, data: Sequence[str], folder: Path | None, predictions: Sequence[Path], stem: str
+        self,
+        config: Config | None,
+        *,
+        source: str = "",
+        data: Sequence[str] = (),
+        folder: Path | None = None,
+        predictions: Sequence[Path] = (),
     ) -> None:
-        """`predictions` are files to score instead of asking. Raises `ConfigError` where there is nothing to do."""
+        """`source` is the configuration's file, `predictions` are files to score instead of asking.
+
+        Raises `ConfigError` where there is nothing to do.
+        """
         if not predictions and config is None:
             raise ConfigError("arpo eval needs a CONFIG, or --predictions")
         if not predictions and config is not None and config.eval is None:
-            raise ConfigError(f"{stem}.toml: no [eval] section, and no --data - at $.eval")
+            raise ConfigError(f"{source}: no [eval] section, and no --data - at $.eval")
         if predictions and (data or folder):
             raise ConfigError("--predictions are answers that are there: --data and --out do not go with them")
         self._config = config
         self._settings = None if config is None else config.eval
         self._data = data
-        self._folder = folder
         self._predictions = predictions
-        self._stem = stem
+        self.folder = folder
+        """Where the answers are kept; None where none are."""
+        if self.folder is None and not predictions and config is not None and config.eval is not None:
+            self.folder = answers_folder(config, config.eval, stem=Path(source).stem)
 
     async def run(self, *, watcher: Watcher) -> Scoreboard:
         """Ask, or read; then score. Raises `DataError`, naming the line, for predictions that are none."""
@@ -50,10 +61,10 @@ class Evaluate:
             predictions = [prediction for path in self._predictions for prediction in read_predictions(path)]
             first = self._predictions[0]
             return await self._score(predictions, verdicts=first.with_name(f"{first.name}.{VERDICTS}"), watcher=watcher)
-        config, settings = self._config, self._settings
+        config, settings, folder = self._config, self._settings, self.folder
         assert config is not None
         assert settings is not None
-        folder = self._folder or answers_folder(config, settings, stem=self._stem)
+        assert folder is not None
         data = self._data or [settings.data.path]
         predictions = await measure(config, settings, data=data, folder=folder, watcher=watcher)
         board = await self._score(predictions, verdicts=folder / VERDICTS, watcher=watcher)
@@ -73,8 +84,10 @@ class Evaluate:
         return scoreboard(scored, samples=samples)
 
 
-def show(board: Scoreboard, display: Display) -> None:
-    """The table, and what its reader must know besides."""
+def show(board: Scoreboard, display: Display, *, folder: Path | None) -> None:
+    """The table, what its reader must know besides, and where the answers are."""
     display.grid("evaluation, in percent", *table(board))
     for remark in remarks(board):
         display.note(remark)
+    if folder is not None:
+        display.note(f"the answers are in {folder}")

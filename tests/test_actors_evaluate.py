@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from actors.eval_config import Greedy, PaperSampling
 from actors.evaluate import Evaluation, evaluation_rollout, grow_all, pass_at_k
+from actors.train import chosen_by
 from engine.branching import Arpo, Chain
 from engine.clock import run_virtual
 from engine.cohort import Cohort
@@ -124,3 +125,8 @@ def test_evaluation_keeps_the_limits_of_a_path_and_drops_what_is_for_training() 
     assert asked.budget == BudgetConfig(calls_per_path=3)
     assert isinstance(trained, Section)
     assert trained.size == 16
+
+
+def test_the_best_weights_are_chosen_by_validation_questions_where_there_are_some() -> None:
+    assert chosen_by({"success": 0.25}) == 0.25
+    assert chosen_by({"success": 0.25, "validation_success": 0.5}) == 0.5

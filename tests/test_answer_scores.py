@@ -66,6 +66,8 @@ def test_scores_are_shares_and_another_right_answer_never_hurts(answer: str, tru
         ("3\\sqrt{3} - 6", "-6 + 3\\sqrt3", True),
         ("\\frac{\\pi}{2}", "\\frac12\\pi", True),
         ("3.14159", "\\pi", False),
+        ("0.333333", "\\frac13", True),
+        ("0.333", "\\frac13", False),
         ("(1, 2)", "(2, 1)", False),
         ("\\{1, 2\\}", "\\{2, 1\\}", True),
         ("[0, 1)", "[0,1)", True),

@@ -215,6 +215,33 @@ def test_each_phase_counts_its_own_success() -> None:
     assert plain(script)[1::2] == ["rollouts 1/1  success 100.0 %", "more rollouts 1/1  success 0.0 %"]
 
 
+def test_verdicts_are_counted_with_those_that_are_missing() -> None:
+    def script(display: Display, now: Now) -> None:
+        display.phase("evaluation on gaia", 1)
+        display.group(group(False))
+        display.phase("judge", 4)
+        for is_correct in (True, None, False, True):
+            now.after(6.0)
+            display.verdict(is_correct)
+
+    assert [line.partition("  ")[2].partition("  ")[0] for line in plain(script) if line.startswith("judge ")] == [
+        "correct 100.0 %",
+        "correct 100.0 %, 1 without a verdict",
+        "correct 50.0 %, 1 without a verdict",
+        "correct 66.7 %, 1 without a verdict",
+    ]
+
+
+def test_a_table_of_several_columns_keeps_what_it_is_told() -> None:
+    out = io.StringIO()
+    with Display(Path("runs/demo"), console=Console(file=out, width=80)) as display:
+        display.grid("scores", ["set", "metric", "value"], [["gaia", "judge", "40.0"], ["[red]", "", "7.0"]])
+    assert [re.split(r" *│ *", line)[1:-1] for line in out.getvalue().splitlines() if line.startswith("│")] == [
+        ["gaia", "judge", "40.0"],
+        ["[red]", "", "7.0"],
+    ]
+
+
 def test_a_resumed_run_says_where_it_goes_on() -> None:
     def script(display: Display, now: Now) -> None:
         display.resumed([row(1), row(2)], [evaluated(0, 0.25)])

@@ -317,6 +317,18 @@ def test_a_control_follows_the_run_and_is_begun_anew_where_it_was_interrupted(pl
     assert (run / "control" / "model.safetensors").read_bytes() != (run / "hf" / "model.safetensors").read_bytes()
 
 
+def test_validation_questions_are_asked_beside_the_test_set_and_choose_the_best_weights(place: Place) -> None:
+    place.finish("validated", "eval.validation.path=world:test", "train.eval_every=6")
+    events = place.events("validated")
+    evaluations = [event for event in events if isinstance(event, Evaluated)]
+    assert [event.step for event in evaluations] == [0, 6, 12]
+    assert all({"success", "validation_success"} <= set(event.metrics) for event in evaluations)
+    asked = [event.total for event in events if isinstance(event, PhaseStarted) and event.name == "evaluation"]
+    assert asked == [16, 16, 16]
+    assert place.summary("validated")["success_after"] == evaluations[-1].metrics["success"]
+    assert (place.path / "runs" / "validated" / "best" / "model.safetensors").is_file()
+
+
 def test_fresh_starts_an_unfinished_run_anew(place: Place) -> None:
     place.interrupt("again", at=f" 2/{STEPS}", by=signal.SIGINT)
     place.finish("again", "--fresh", "run.seed=1", "sft.1.steps=79", "train.eval_every=6")

@@ -8,7 +8,7 @@ from typing import Any
 
 import math_verify
 
-from tools.answers import is_same, number
+from tools.answers import is_same
 
 TIMEOUT_S = 3
 """For each of reading an answer and comparing it: expressions can be made that no computer simplifies."""
@@ -24,9 +24,9 @@ logging.getLogger("math_verify").setLevel(logging.CRITICAL)
 def math_equal(answer: str, truths: Sequence[str]) -> bool:
     """Whether an answer means the same as one of the right ones.
 
-    `\\frac{1}{2}` is 0.5, (1, 2) is not (2, 1), x+1 is 1+x, {1, 2} is {2, 1}. Values are compared exactly, as
-    fractions; what is no plain number is compared by math-verify, of which a timeout counts as "not equal". In a thread
-    other than the main one there are no timeouts.
+    `\\frac{1}{2}` is 0.5, (1, 2) is not (2, 1), x+1 is 1+x, {1, 2} is {2, 1}. What is not the same number or word is
+    compared by math-verify: 0.333333 is a third, as it rounds to six places, and a timeout counts as "not equal". In a
+    thread other than the main one there are no timeouts.
     """
     return any(_equal(answer, truth) for truth in truths)
 
@@ -36,8 +36,6 @@ def _equal(answer: str, truth: str) -> bool:
         return False
     if is_same(answer, truth):
         return True
-    if number(answer) is not None and number(truth) is not None:
-        return False
     timeout_s = TIMEOUT_S if threading.current_thread() is threading.main_thread() else None
     gold, said = _read(truth, timeout_s), _read(answer, timeout_s)
     return bool(gold) and bool(said) and bool(math_verify.verify(gold, said, timeout_seconds=timeout_s))
