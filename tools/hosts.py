@@ -14,8 +14,8 @@ _SMOOTH_FROM = 10.0
 _TENTH_S = 0.1
 _CATCH_UP = 1.2
 """By how much a tenth of a second may exceed its share: what a busy moment delayed comes in the same second."""
-_LOOKS = 500
-"""How often a window is looked at while somebody waits: lateness is lost for good, once a window."""
+_LOOK_SHARE, _SHORTEST_LOOK_S = 0.002, 0.002
+"""How often a window is looked at while somebody waits, as a share of it: lateness is lost for good, once a window."""
 _FIRST_WAIT_S = 0.25
 _MAX_WAIT_S = 8.0
 
@@ -29,7 +29,8 @@ class Rate:
         from asyncio_throttle import Throttler
 
         def throttler(limit: int, period_s: float) -> Throttler:
-            return Throttler(rate_limit=limit, period=period_s, retry_interval=period_s / _LOOKS)
+            look_s = max(period_s * _LOOK_SHARE, _SHORTEST_LOOK_S)
+            return Throttler(rate_limit=limit, period=period_s, retry_interval=look_s)
 
         if calls_per_s < _SMOOTH_FROM:
             self._throttlers = [throttler(1, 1 / calls_per_s)]

@@ -1,12 +1,12 @@
 """Lane: one tool on its way through its host: permit, rate, attempts under one deadline, and what is counted of it.
 
-    breaker ──► permit ──► deadline( rate ──► attempt ──► host did not answer? wait, again ) ──► ToolResult
+    breaker ──► permit ──► rate ──► deadline( attempt ──► host did not answer? wait, rate, again ) ──► ToolResult
 
-| stage   | waits for                     | unblocked by                                                        |
-|---------|-------------------------------|---------------------------------------------------------------------|
-| permit  | one of the host's permits     | the deadline of an execution before it                               |
-| rate    | its turn                      | the clock; it is the one thing besides a permit that no deadline bounds |
-| attempt | the tool                      | `timeout_s`                                                          |
+| stage   | waits for                 | unblocked by                           |
+|---------|---------------------------|----------------------------------------|
+| permit  | one of the host's permits | the deadline of an execution before it |
+| rate    | its turn                  | the clock                              |
+| attempt | the tool                  | `timeout_s`, as are waits for another  |
 """
 
 import asyncio
@@ -27,6 +27,9 @@ from tools.schema import MalformedCallError, Tool, UnavailableError
 from tools.tool_statistics import ToolStatistics
 
 logger = logging.getLogger(__name__)
+
+_CLOSED = "the tools are closed"
+_LEFT_ALONE = "{} does not answer, and is left alone for now. Go on without it"
 
 
 class Lane:
@@ -53,15 +56,16 @@ class Lane:
     async def execute(self, arguments: dict[str, Any]) -> ToolResult:
         """Run with checked arguments, uncut. Everything but cancellation is a result."""
         if self._is_closed():
-            return self._refusal("the tools are closed")
+            return self._refusal(_CLOSED)
         if self.host.breaker.is_open(now_s=_now_s()):
-            return self._refusal(f"{self.host.name} does not answer, and is left alone for now. Go on without it")
+            return self._refusal(_LEFT_ALONE.format(self.host.name))
         async with self._queue():
             if self._is_closed():
-                return self._refusal("the tools are closed")
+                return self._refusal(_CLOSED)
+            # It may have opened while the call queued.
             admission = self.host.breaker.admit(now_s=_now_s())
             if admission == "refused":
-                return self._refusal(f"{self.host.name} does not answer, and is left alone for now. Go on without it")
+                return self._refusal(_LEFT_ALONE.format(self.host.name))
             try:
                 return await self._run(arguments, admission)
             except asyncio.CancelledError:
