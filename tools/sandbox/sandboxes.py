@@ -19,6 +19,7 @@ class Sandboxes:
     def __init__(self, *, disk_bytes: int, memory_bytes: int) -> None:
         self._nursery = Nursery(disk_bytes=disk_bytes, memory_bytes=memory_bytes)
         self._ready: list[Init] = []
+        seccomp.prepare(has_namespaces=True)
 
     def fileno(self) -> int:
         return self._nursery.fileno()

@@ -16,6 +16,7 @@ class Folders:
     def __init__(self, *, is_filtered: bool, extra: Sequence[str]) -> None:
         self.name = "filters" if is_filtered else "none"
         self._extra = extra
+        seccomp.prepare(has_namespaces=False)
 
     def fileno(self) -> int:
         return -1
