@@ -43,7 +43,8 @@ class Sandbox:
         libc.join(self._init.process, libc.CLONE_NEWPID)
         pid = os.fork()
         if pid:
-            self._init.link.send(b"begin")
+            with suppress(OSError):  # the init has been killed, and the program with it
+                self._init.link.send(b"begin")
         return pid
 
     def enter(self) -> str:
