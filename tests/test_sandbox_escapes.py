@@ -351,4 +351,5 @@ def test_filters_let_no_daemon_out_of_its_group(filtered: Cell) -> None:
     assert text == marker
     assert running(marker) == []
     # A leader of a group cannot leave it anyway.
-    assert filtered.run("import os\nif os.fork() == 0: os.setsid()\nos.waitstatus_to_exitcode(os.wait()[1])") == ["1"]
+    leave = "import os\nif os.fork() == 0:\n    os.setsid()\n    os._exit(0)\nos.waitstatus_to_exitcode(os.wait()[1])"
+    assert filtered.run(leave) == ["1"]

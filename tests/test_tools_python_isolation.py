@@ -68,7 +68,7 @@ def test_a_folder_to_read_that_is_not_there_is_refused_at_the_start() -> None:
 
 def test_without_namespaces_filters_hold_and_it_is_said_once(confined: str, caplog: pytest.LogCaptureFixture) -> None:
     # Of a child, since a leader cannot leave its group anyway.
-    leave = "import os\nif os.fork() == 0: os.setsid()\nos.waitstatus_to_exitcode(os.wait()[1])"
+    leave = "import os\nif os.fork() == 0:\n    os.setsid()\n    os._exit(0)\nos.waitstatus_to_exitcode(os.wait()[1])"
     codes = ("import socket\nsocket.socket()", leave, "import os\nos.getcwd() == os.environ['HOME']")
 
     async def main() -> list[ToolResult]:
