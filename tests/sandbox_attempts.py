@@ -71,7 +71,10 @@ FILES = (
     Attempt("settings of the kernel", "open('/proc/sys/kernel/core_pattern', 'r+')"),
     Attempt("sysrq", "open('/proc/sysrq-trigger', 'r+')"),
     Attempt("file handles", "check(libc.name_to_handle_at(-100, b'/', b'\\0' * 200, b'\\0' * 8, 0))"),
-    Attempt("a file that setuid is honoured for", "assert os.statvfs('/usr/lib').f_flag & os.ST_NOSUID\nraise OSError"),
+    Attempt(
+        "libraries that are writable, or honour setuid",
+        "import json\nassert os.statvfs(json.__file__).f_flag & 3 == os.ST_RDONLY | os.ST_NOSUID\nraise OSError",
+    ),
 )
 
 NETWORK = (
@@ -121,6 +124,11 @@ PROCESSES = (
 )
 
 POWERS = (
+    Attempt(
+        "capabilities",
+        "lines = [line.split() for line in open('/proc/self/status') if line.startswith(('CapEff', 'CapPrm'))]\n"
+        "assert [int(word, 16) for _, word in lines] == [0, 0]\nraise OSError",
+    ),
     Attempt("to be root", "os.setuid(0)", is_harmless=True),
     Attempt("groups", "os.setgroups([0])", is_harmless=True),
     Attempt("a user namespace", "check(libc.unshare(0x10000000))", is_harmless=True),

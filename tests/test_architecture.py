@@ -30,7 +30,13 @@ ARROWS = {
 }
 EVERYWHERE = {"msgspec", "numpy"}
 DOORS: dict[str, tuple[str, ...]] = {
-    "aiohttp": ("engine/inference/*", "tools/http.py", "tools/chat_endpoint.py", "actors/gateway.py"),
+    "aiohttp": (
+        "engine/inference/*",
+        "tools/http.py",
+        "tools/chat_endpoint.py",
+        "tools/python_remote.py",
+        "actors/gateway.py",
+    ),
     "asyncio_throttle": ("tools/hosts.py",),
     "bm25s": ("tools/search.py",),
     "flash_attn": ("learner/attention*.py",),

@@ -34,6 +34,8 @@ _LIMIT_S = 300.0
 
 Call = Callable[[str], Awaitable[str]]
 """Code to what it prints."""
+Runner = Callable[[Callable[[Call], Awaitable[Record]]], Awaitable[Record]]
+"""Opens what runs calls, and has them measured."""
 
 
 def benches(folder: Path, *, is_quick: bool) -> Sequence[Bench]:
@@ -44,14 +46,14 @@ def benches(folder: Path, *, is_quick: bool) -> Sequence[Bench]:
         Bench(
             name="sandbox",
             arms={
-                "tool": lambda seed: _measured(
-                    _tool, equation, num_callers=NUM_CALLERS, num_calls=num_calls, seed=seed
+                "tool": lambda seed: measured(
+                    by_tool, equation, num_callers=NUM_CALLERS, num_calls=num_calls, seed=seed
                 ),
                 # One round: it takes a hundred times as long.
-                "subprocess": lambda seed: _measured(
-                    _subprocess, equation, num_callers=NUM_CALLERS, num_calls=NUM_CALLERS, seed=seed
+                "subprocess": lambda seed: measured(
+                    by_subprocess, equation, num_callers=NUM_CALLERS, num_calls=NUM_CALLERS, seed=seed
                 ),
-                "trivial": lambda seed: _measured(_tool, trivial, num_callers=cores, num_calls=100 * cores, seed=seed),
+                "trivial": lambda seed: measured(by_tool, trivial, num_callers=cores, num_calls=100 * cores, seed=seed),
             },
             repetitions=3 if is_quick else 5,
             figures=partial(_figures, is_isolated=examine_isolation(PythonConfig()).is_full),
@@ -71,14 +73,18 @@ def trivial(number: int) -> tuple[str, str]:
     return f"print({number} + 1)", str(number + 1)
 
 
-def _measured(
-    run: "Callable[[Callable[[Call], Awaitable[Record]]], Awaitable[Record]]",
+def measured(
+    run: Runner,
     problem: Callable[[int], tuple[str, str]],
     *,
     num_callers: int,
     num_calls: int,
     seed: int,
 ) -> Record:
+    """Have so many callers make so many calls, each of another problem, and check every answer.
+
+    Raises an `ExceptionGroup` of `RuntimeError` where one is wrong.
+    """
     numbers = iter(range(seed * num_calls, (seed + 1) * num_calls))
 
     async def measure(call: Call) -> Record:
@@ -107,7 +113,8 @@ def _measured(
     return asyncio.run(main())
 
 
-async def _tool(measure: Callable[[Call], Awaitable[Record]]) -> Record:
+async def by_tool(measure: Callable[[Call], Awaitable[Record]]) -> Record:
+    """The `python` tool behind its executor, warm."""
     config = PythonConfig(max_concurrency=NUM_CALLERS, timeout_s=_LIMIT_S)
     async with Executor([python_tool(config)]) as executor:
 
@@ -118,7 +125,9 @@ async def _tool(measure: Callable[[Call], Awaitable[Record]]) -> Record:
         return await measure(call)
 
 
-async def _subprocess(measure: Callable[[Call], Awaitable[Record]]) -> Record:
+async def by_subprocess(measure: Callable[[Call], Awaitable[Record]]) -> Record:
+    """A new interpreter for each call, as in the released code."""
+
     async def call(code: str) -> str:
         process = await asyncio.create_subprocess_exec(
             sys.executable,

@@ -4,7 +4,8 @@
 |--------------|-------------------------------------------------------------------------------------------------------|
 | `namespaces` | a system of its own: no network, no file but libraries, no process but its own; see `sandboxes`       |
 | `filters`    | one system with the caller's: no socket, no session of its own, no file but libraries and its folder  |
-|              | as far as the kernel has Landlock; it may see other processes, and fill the disk; see `shared`        |
+|              | as far as the kernel has Landlock; it may see other processes, fill the disk, and leave other calls   |
+|              | waiting while its files are removed; see `shared`                                                     |
 | `none`       | limits alone: it may do whatever the user of this process may; see `shared`                           |
 """
 

@@ -36,8 +36,10 @@ def become(place: Place, bounds: Bounds, *, files: Sequence[int], told: int) -> 
         os.setsid()
         os.chdir(folder)
         os.environ["HOME"] = os.environ["TMPDIR"] = folder
-        warm.reseed()
         source = sys.stdin.read()
+        if "random" in source:
+            # A program that does not name it cannot tell; each page that is written costs a copy.
+            warm.reseed()
         mapped = limits.prepare()
         # Processes are counted in the user namespace that is entered here.
         place.confine()

@@ -19,6 +19,7 @@ class Sandboxes:
     def __init__(self, *, disk_bytes: int, memory_bytes: int) -> None:
         self._nursery = Nursery(disk_bytes=disk_bytes, memory_bytes=memory_bytes)
         self._ready: list[Init] = []
+        seccomp.prepare(has_namespaces=True)
 
     def fileno(self) -> int:
         return self._nursery.fileno()
@@ -42,7 +43,8 @@ class Sandbox:
         libc.join(self._init.process, libc.CLONE_NEWPID)
         pid = os.fork()
         if pid:
-            self._init.link.send(b"begin")
+            with suppress(OSError):  # the init has been killed, and the program with it
+                self._init.link.send(b"begin")
         return pid
 
     def enter(self) -> str:

@@ -10,6 +10,7 @@ import ctypes
 import errno
 import platform
 import struct
+from functools import lru_cache
 
 from . import libc
 
@@ -95,6 +96,12 @@ _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 """Name to the column above, and what the kernel calls it."""
 
 
+def prepare(*, has_namespaces: bool) -> None:
+    """In the server: what `filter_calls` of its forks then need not make anew."""
+    if platform.machine() in _ARCHITECTURES:
+        _program(has_namespaces=has_namespaces)
+
+
 def filter_calls(*, has_namespaces: bool) -> None:
     """Bind this process and all that come of it, for good; it must have given up new privileges.
 
@@ -108,6 +115,7 @@ def filter_calls(*, has_namespaces: bool) -> None:
     libc.prctl(libc.PR_SET_SECCOMP, libc.SECCOMP_MODE_FILTER, header)
 
 
+@lru_cache
 def _program(*, has_namespaces: bool) -> bytes:
     machine = platform.machine()
     if machine not in _ARCHITECTURES:
