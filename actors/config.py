@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from actors.gateway.config import ServeConfig
 from engine.config import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Section, load
 from engine.dataset import DataConfig
 from engine.errors import ConfigError
@@ -172,6 +173,7 @@ class Config(Section, frozen=True, kw_only=True):
     """Stages of a cold start before the first RL step, each from the model that the one before it made."""
     train: TrainConfig = TrainConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+    serve: ServeConfig = ServeConfig()
 
     def __post_init__(self) -> None:
         if self.eval is not None and self.eval.control and not self.sft:

@@ -35,8 +35,7 @@ class Journal:
 
     def append(self, event: AnyEvent) -> None:
         """Write one event. Raises `JournalError` when the disk refuses it."""
-        payload = codec.encode(event)
-        record = _HEADER.pack(len(payload), zlib.crc32(payload)) + payload
+        record = record_of(event)
         try:
             written = self._file.write(record)
         except OSError as error:
@@ -61,6 +60,12 @@ class Journal:
         self.close()
 
 
+def record_of(event: AnyEvent) -> bytes:
+    """One event as it stands in a segment."""
+    payload = codec.encode(event)
+    return _HEADER.pack(len(payload), zlib.crc32(payload)) + payload
+
+
 def segments(folder: Path) -> list[Path]:
     """The segments of a journal, oldest first."""
     return sorted(path for path in folder.glob("*.log") if path.stem.isdigit())
@@ -69,10 +74,11 @@ def segments(folder: Path) -> list[Path]:
 def read(folder: Path) -> Iterator[AnyEvent]:
     """All events of a journal, oldest first; nothing for a folder that is not there."""
     for path in segments(folder):
-        yield from _read_segment(path)
+        yield from read_segment(path)
 
 
-def _read_segment(path: Path) -> Iterator[AnyEvent]:
+def read_segment(path: Path) -> Iterator[AnyEvent]:
+    """The events of one file of records; raises `JournalError` as `read` does."""
     data = memoryview(path.read_bytes())
     position = 0
     while position < len(data):

@@ -30,7 +30,7 @@ ARROWS = {
 }
 EVERYWHERE = {"msgspec", "numpy"}
 DOORS: dict[str, tuple[str, ...]] = {
-    "aiohttp": ("engine/inference/*", "tools/http.py", "actors/gateway.py"),
+    "aiohttp": ("engine/inference/*", "tools/http.py", "actors/gateway/answers.py", "actors/gateway/server.py"),
     "asyncio_throttle": ("tools/executor.py",),
     "bm25s": ("tools/search.py",),
     "flash_attn": ("learner/attention*.py",),

@@ -8,7 +8,25 @@ import pytest
 from actors.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("engine", "engine/inference", "tools", "learner", "actors", "actors/bench", "actors/report")
+FOLDERS = (
+    "engine",
+    "engine/inference",
+    "tools",
+    "learner",
+    "actors",
+    "actors/bench",
+    "actors/gateway",
+    "actors/report",
+)
+    "engine",
+    "engine/inference",
+    "tools",
+    "learner",
+    "actors",
+    "actors/bench",
+    "actors/gateway",
+    "actors/report",
+)
 
 
 def listed() -> set[str]:
