@@ -18,15 +18,6 @@ FOLDERS = (
     "actors/gateway",
     "actors/report",
 )
-    "engine",
-    "engine/inference",
-    "tools",
-    "learner",
-    "actors",
-    "actors/bench",
-    "actors/gateway",
-    "actors/report",
-)
 
 
 def listed() -> set[str]:
