@@ -4,7 +4,7 @@ import re
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import aiohttp
 import msgspec
@@ -172,18 +172,20 @@ async def world(
     folder: Path,
     *,
     policy: Callable[[HfTokenizer], Callable[[GenerateRequest], Script]] = Adder,
+    tokenizer: HfTokenizer | None = None,
+    form: Literal["hermes", "arpo"] = "hermes",
     keys: Keys = KEYS,
     max_length: int = 4096,
     sampling: SamplingConfig | None = None,
     **serve: Any,
 ) -> AsyncGenerator[World, None]:
     """A gateway that trains on what it is told is worth it; `serve` are keys of the `[serve]` section."""
-    tokenizer = make_tokenizer(folder / "model")
+    tokenizer = tokenizer or make_tokenizer(folder / "model")
     log = Log(ScriptedGenerator(policy(tokenizer)))
     config = Config(
         model=HfModel(path=str(folder / "model")),
         data=DataConfig(path="none.parquet"),
-        renderer=RendererConfig(format="hermes"),
+        renderer=RendererConfig(format=form),
         rollout=RolloutConfig(sampling=sampling or SamplingConfig()),
         serve=ServeConfig(**{"port": 0, "train": True, **serve}),
     )
