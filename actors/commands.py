@@ -198,6 +198,19 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return 0 if is_fine else REFUSED
 
 
+def _serve(arguments: argparse.Namespace) -> int:
+    from actors.run_dir import choose
+    from actors.serve import serve
+
+    config = _config(arguments, **{"serve.host": arguments.host, "serve.port": arguments.port})
+    if config.run.name is not None:  # the folder without the suffix is that of an RL run
+        named = msgspec.structs.replace(config.run, name=f"{config.run.name}-serve")
+        config = msgspec.structs.replace(config, run=named)
+    chosen = choose(config, stem=f"{Path(arguments.config).stem}-serve", fresh=False)
+    _interruptible(serve(config, chosen, say=_say))
+    return 0
+
+
 def _submit(arguments: argparse.Namespace) -> int:
     from actors.ray_submit import Job, submit  # the door of ray
 
@@ -273,6 +286,7 @@ _COMMANDS = {
     "sft": _sft,
     "rollout": _rollout,
     "doctor": _doctor,
+    "serve": _serve,
     "submit": _submit,
     "eval": _eval,
     "bench": _bench,

@@ -7,6 +7,7 @@ import msgspec
 from msgspec import Meta
 
 from actors.eval_config import EvalConfig
+from actors.gateway.config import ServeConfig
 from engine.config import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Section, load
 from engine.dataset import DataConfig
 from engine.errors import ConfigError
@@ -160,6 +161,7 @@ class Config(Section, frozen=True, kw_only=True):
     train: TrainConfig = TrainConfig()
     journal: JournalConfig = JournalConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+    serve: ServeConfig = ServeConfig()
 
     def __post_init__(self) -> None:
         if self.eval is not None and self.eval.control and not self.sft:

@@ -70,7 +70,7 @@ class LocalRuntime:
             check_layout(shape, stage.learner, section=f"sft.{number}.learner")
         check_layout(shape, config.learner)
         self.vocab_size = shape.vocab_size
-        self._max_length = min(shape.max_positions, config.generator.max_kv_tokens or shape.max_positions)
+        self.max_length = min(shape.max_positions, config.generator.max_kv_tokens or shape.max_positions)
         self._executor = build_executor(config.tools, tools=tools, reward=reward)
         self._cluster = make_cluster(config.runtime, run_dir)
         self._pool: RolloutPool | None = None
@@ -102,10 +102,10 @@ class LocalRuntime:
         """
         dataset = PromptDataset(config, renderer=self.renderer)
         longest, response = dataset.longest(), self.config.rollout.sampling.max_response_tokens
-        if longest + response > self._max_length:
+        if longest + response > self.max_length:
             raise ConfigError(
                 f"{config.path}: a prompt of {longest} tokens and a response of {response} do not fit into "
-                f"{self._max_length} (the smaller of generator.max_kv_tokens and the model's positions) "
+                f"{self.max_length} (the smaller of generator.max_kv_tokens and the model's positions) "
                 "- at $.rollout.sampling.max_response_tokens"
             )
         return dataset

@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -170,6 +170,20 @@ def sound(path: Path, following: int | None) -> Iterator[Record]:
             yield item
     if num_repeated:
         logger.warning("%s: %d events are there twice; the second ones are dropped", path, num_repeated)
+
+
+def unnumbered(events: Iterable[AnyEvent]) -> bytes:
+    """Events in the form of a journal, for a file that is no segment of one: nothing is known of what came before."""
+    return b"".join(pack(0, codec.encode(event)) for event in events)
+
+
+def read_unnumbered(path: Path) -> Iterator[AnyEvent]:
+    """The events of such a file. Raises `JournalError` where it is damaged; a torn end is dropped."""
+    for item in scan(path):
+        if isinstance(item, Record):
+            yield _DECODER.decode(item.payload)
+        elif item.is_followed:
+            raise JournalError(f"{path}: the record at byte {item.start} is damaged, and others follow it")
 
 
 def retire(folder: Path, *, before: int, retain: Literal["archive", "checkpoint"]) -> None:

@@ -40,6 +40,15 @@ class Renderer(Protocol):
         """A segment ends with one of these tokens."""
         ...
 
+    @property
+    def call_openings(self) -> tuple[str, ...]:
+        """A call begins with one of these in the text of a segment; what stands before it is meant for people."""
+        ...
+
+    def prompt_text(self, messages: Sequence[dict[str, str]]) -> str:
+        """The text whose tokens `render_prompt` gives."""
+        ...
+
     def render_prompt(self, messages: Sequence[dict[str, str]]) -> Int32:
         """Tokens of a conversation, `{"role": ..., "content": ...}` each, up to the header of the assistant's turn.
 

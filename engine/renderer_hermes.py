@@ -66,10 +66,18 @@ class HermesRenderer:
         """`<|im_end|>`, and what else ends a turn or a text."""
         return tuple(dict.fromkeys((self._turn_end, *self._tokenizer.eos_token_ids)))
 
+    @property
+    def call_openings(self) -> tuple[str, ...]:
+        """The tag before the JSON of a call."""
+        return (_OPENING,)
+
+    def prompt_text(self, messages: Sequence[dict[str, str]]) -> str:
+        """The conversation, the tools described by the template, up to the assistant's header."""
+        return self._tokenizer.apply_chat_template(messages, tools=self._specs)
+
     def render_prompt(self, messages: Sequence[dict[str, str]]) -> Int32:
-        """Tokens of the conversation, the tools described by the template, up to the assistant's header."""
-        text = self._tokenizer.apply_chat_template(messages, tools=self._specs)
-        return np.array(self._tokenizer.encode(text), dtype=np.int32)
+        """Tokens of `prompt_text`."""
+        return np.array(self._tokenizer.encode(self.prompt_text(messages)), dtype=np.int32)
 
     def parse(self, token_ids: Sequence[int] | Int32) -> tuple[ToolCall, ...]:
         """All calls of the turn, in order; those beyond the limit are one malformed call at the end."""

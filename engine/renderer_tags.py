@@ -45,9 +45,18 @@ class TagRenderer:
         """What ends the text."""
         return self._tokenizer.eos_token_ids
 
+    @property
+    def call_openings(self) -> tuple[str, ...]:
+        """The opening tags of the tools."""
+        return tuple(f"<{name}>" for name in self._parameters)
+
+    def prompt_text(self, messages: Sequence[dict[str, str]]) -> str:
+        """The conversation up to the header of the assistant's turn."""
+        return self._tokenizer.apply_chat_template(messages)
+
     def render_prompt(self, messages: Sequence[dict[str, str]]) -> Int32:
-        """Tokens of the conversation up to the header of the assistant's turn."""
-        return np.array(self._tokenizer.encode(self._tokenizer.apply_chat_template(messages)), dtype=np.int32)
+        """Tokens of `prompt_text`."""
+        return np.array(self._tokenizer.encode(self.prompt_text(messages)), dtype=np.int32)
 
     def parse(self, token_ids: Sequence[int] | Int32) -> tuple[ToolCall, ...]:
         """The call whose closing tag ends the segment; at most one.
