@@ -107,10 +107,13 @@ def _versions(events: list[AnyEvent]) -> Iterator[str]:
 
 def _batches(world: World) -> Iterator[str]:
     """Groups are whole and scored, and no trained token is too old."""
+    # A step whose groups were all refused changes no weights.
+    full = [e.step for e in world.of(BatchTaken) if e.prompt_ids]
     for batch in world.trainer.batches:
+        version = sum(step < batch.step for step in full)
         for sample in batch.samples:
             group = sample.group
-            if batch.step - 1 - group.oldest_version > world.train.max_staleness:
+            if version - group.oldest_version > world.train.max_staleness:
                 yield f"step {batch.step}: {group.prompt.prompt_id} is from version {group.oldest_version}"
             if any(t.reward.reason == "never scored" for t in group.trajectories):
                 yield f"step {batch.step}: {group.prompt.prompt_id} is not whole"
