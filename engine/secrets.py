@@ -31,6 +31,7 @@ def redacted(value: T) -> T:
         found = msgspec.structs.replace(value, **changes) if changes else value
     elif isinstance(value, tuple):
         old_items = cast("tuple[Any, ...]", value)
-        items = tuple(redacted(item) for item in old_items)
-        found = value if all(a is b for a, b in zip(items, old_items, strict=True)) else items
+        items: tuple[Any, ...] = tuple(redacted(item) for item in old_items)
+        if any(a is not b for a, b in zip(items, old_items, strict=True)):
+            found = items
     return found
