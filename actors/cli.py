@@ -1,7 +1,7 @@
 """The command line. Parses first and imports later, so that `--help` answers at once.
 
-Exit codes: 0 done, 1 failed, 2 bad input, 3 refused by the doctor, 75 interrupted and resumable. Bad input is one line
-on stderr.
+Exit codes: 0 done, 1 failed, 2 bad input, 3 refused by the doctor or a mismatch in a replay, 75 interrupted and
+resumable. Bad input is one line on stderr.
 """
 
 import argparse
@@ -110,6 +110,17 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--json", metavar="FILE", help="write the figures there too")
     bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="for learner (default cpu)")
     bench.add_argument("--sglang-python", metavar="FILE", help="for prefix: a Python that has sglang")
+    again = command(
+        "replay", "train again from a run's journal, and compare; exit 3 where anything differs", has_config=False
+    )
+    again.add_argument("run", help="the folder of a run")
+    again.add_argument("--until", type=_positive, metavar="STEP", help="only up to this step")
+    again.add_argument(
+        "--dump-batch",
+        type=_positive,
+        metavar="N",
+        help="only write the trajectories of step N to stdout, as JSON lines",
+    )
     export = command("export", "write a run's newest checkpoint as a Hugging Face folder", has_config=False)
     export.add_argument("run", help="the folder of a run")
     export.add_argument("--hf", required=True, metavar="DIR", help="the folder to write")

@@ -244,6 +244,27 @@ def _bench(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _replay(arguments: argparse.Namespace) -> int:
+    from actors.display import Display
+    from actors.replay import dump_batch, replay
+    from actors.run_dir import RunDir
+
+    run_dir = RunDir(Path(arguments.run))
+    if arguments.dump_batch is not None:
+        dump_batch(run_dir, arguments.dump_batch, write=sys.stdout.buffer.write)
+        return 0
+    with Display(run_dir.path) as display:
+        found = _interruptible(replay(run_dir, until=arguments.until, watcher=display))
+        if found.first_step > 1:
+            display.note(f"the journal goes back to step {found.first_step}, where the replay began")
+        for difference in found.differences:
+            display.note(difference)
+        if not found.differences:
+            steps = f"steps {found.first_step} to {found.last_step}"
+            display.note(f"{steps} and {found.num_checkpoints} checkpoints are the same, bit for bit")
+    return REFUSED if found.differences else 0
+
+
 def _export(arguments: argparse.Namespace) -> int:
     from actors.materials import materialise
     from actors.run_dir import RunDir
@@ -290,5 +311,6 @@ _COMMANDS = {
     "submit": _submit,
     "eval": _eval,
     "bench": _bench,
+    "replay": _replay,
     "export": _export,
 }

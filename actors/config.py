@@ -126,6 +126,9 @@ class RuntimeConfig(Section, frozen=True):
     """Threads of each process; more than the machine has cores for costs a factor."""
     start_timeout_s: PositiveFloat = 300.0
     """How long a process may take until it answers for the first time."""
+    patience_s: PositiveFloat = 900.0
+    """How long a run may stand still until it says who waits for what, writes that to `logs/`, and has generators
+    started again that do not answer. It ends where nothing happens for longer than any deadline allows."""
     restart_limit: Positive = 5
     """How often in a row a lost actor is started again without having been of use until it is given up."""
     weights_dir: str | None = None

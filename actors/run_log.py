@@ -7,7 +7,7 @@ import contextlib
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -61,6 +61,8 @@ class RunLog:
         self.phases = PhaseFold()
         self.evaluations: list[Evaluated] = []
         self.control: ControlEvaluated | None = None
+        self.on_event: Callable[[], object] = lambda: None
+        """Hears that something happened."""
         self._config = config
         self._run = run
         self._watcher = watcher
@@ -112,6 +114,7 @@ class RunLog:
             self._write(row)
             self._watcher.step(row)
         self._watcher.event(event)
+        self.on_event()
         match event:
             case StepFinished():
                 self.state.reports[event.report.step] = event.report

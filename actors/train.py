@@ -1,6 +1,7 @@
 """`arpo train`: one run from its configuration to its summary, or from where it was interrupted."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 
 from actors.config import Config
@@ -21,10 +22,15 @@ from engine.dataset import PromptDataset
 from engine.errors import cause
 from engine.events import ControlEvaluated, Evaluated, PhaseStarted
 from engine.generator_load import measured
-from engine.inference.router import Router
+from engine.inference.router import PATIENCE_S, Router
 from engine.types import WeightRef
+from engine.watchdog import Watchdog
 from learner.batch_credit import finish_batch
 
+logger = logging.getLogger(__name__)
+
+ANSWER_S = 30.0
+"""How long a generator may take to answer when nothing else happens."""
 LEARNING = "reinforcement learning"
 """Name of the phase."""
 VALIDATION = "validation_success"
@@ -76,7 +82,10 @@ async def _train(config: Config, run: RunDir, runtime: LocalRuntime, inputs: "In
             raise
         finally:
             summary = log.summary(status=status, error=error)
-            run.write_summary(summary)
+            try:
+                run.write_summary(summary)
+            except OSError as failure:  # such as a full disk, which is then what ended the run
+                logger.warning("%s: no summary: %s", run.path, failure)
     watcher.phase("report", None)
     write_report(run, text=runtime.renderer.text)
     return summary
@@ -182,7 +191,29 @@ class Training:
             emit=emit,
             evaluate=evaluate,
         )
-        await controller.run()
+        dog = self._watchdog(runtime)
+        self._log.on_event = dog.progress
+        async with asyncio.TaskGroup() as tasks:
+            watching = tasks.create_task(dog.watch(), name="watchdog")
+            await controller.run()
+            watching.cancel()
+
+    def _watchdog(self, runtime: LocalRuntime) -> Watchdog:
+        config = self._config.runtime
+
+        async def rescue() -> None:
+            async with asyncio.TaskGroup() as probes:
+                for generator in runtime.generators:
+                    probes.create_task(generator.probe(ANSWER_S), name=f"probe {generator.name}")
+
+        def dump(text: str) -> None:
+            logs = self._run.path / "logs"
+            logs.mkdir(exist_ok=True)
+            (logs / f"stall-{len(list(logs.glob('stall-*')))}.txt").write_text(text + "\n", encoding="utf-8")
+
+        # No single wait is longer than the longest deadline, so something must happen within both together.
+        limit_s = config.patience_s + max(self._config.train.step_timeout_s, PATIENCE_S)
+        return Watchdog(patience_s=config.patience_s, limit_s=limit_s, dump=dump, rescue=rescue)
 
     async def _train_control(self, runtime: LocalRuntime, inputs: Inputs, model_path: str) -> int:
         """Make the control's model and have the generators sample from it; returns its steps."""

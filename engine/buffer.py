@@ -150,7 +150,8 @@ class GroupBuffer:
         if not size or len(finished) < size:
             return None
         chosen = sorted(finished, key=lambda slot: (slot.oldest_version, slot.index))[:size]
-        rest = [slot for slot in waiting if slot not in chosen]
+        taken = {slot.prompt_id for slot in chosen}
+        rest = [slot for slot in waiting if slot.prompt_id not in taken]
         return chosen if self._fits(rest) else None
 
     def _fits(self, rest: list[Slot]) -> bool:

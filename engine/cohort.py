@@ -108,23 +108,27 @@ class Cohort:
         """A path wants a fork."""
         if self.is_logical:
             self._held.append(proposal)
-            self.advance()
+            self.advance(self._members.get(proposal.prompt_id))
         else:
             self._decide(proposal)
 
-    def advance(self) -> None:
-        """A path moved or ended: decide what is decidable now, then let idle trees fill up."""
-        for scope in self._scopes():
+    def advance(self, mover: Member | None = None) -> None:
+        """A path moved or ended, of tree `mover` (None: of any): decide what is decidable now, then let idle trees fill
+        up."""
+        for scope in self._scopes(mover):
             while ready := self._ready(scope):
                 for proposal in ready:
                     self._held.remove(proposal)
                     self._decide(proposal)
             self._fill(scope)
 
-    def _scopes(self) -> list[list[Member]]:
-        """Sets of trees whose grants depend on each other's timing."""
-        members = sorted(self._members.values(), key=lambda m: m.prompt_id)
-        return [members] if self.is_logical and self._is_shared else [[m] for m in members]
+    def _scopes(self, mover: Member | None) -> list[list[Member]]:
+        """Sets of trees whose grants depend on each other's timing, and on that of `mover`."""
+        if self.is_logical and self._is_shared:
+            return [sorted(self._members.values(), key=lambda m: m.prompt_id)]
+        if mover is not None:
+            return [[mover]] if mover.prompt_id in self._members else []
+        return [[m] for m in sorted(self._members.values(), key=lambda m: m.prompt_id)]
 
     def _ready(self, scope: list[Member]) -> list[Proposal]:
         names = {member.prompt_id for member in scope}

@@ -44,6 +44,11 @@ class Cohorts:
             )
         return self._open[number]
 
+    @property
+    def num_reserved(self) -> int:
+        """Trajectories and calls that are set aside and not settled."""
+        return self._leaves.reserved + self._calls.reserved
+
     def note(self, number: int, use: CohortUse) -> None:
         """What a cohort has used elsewhere, where it has not been asked for here yet."""
         self._used.setdefault(number, use)

@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from engine.config_layers import find_layer, is_file, overlaid, read_toml
 from engine.errors import ConfigError
+from engine.secrets import redacted
 
 Positive = Annotated[int, Meta(gt=0)]
 NonNegative = Annotated[int, Meta(ge=0)]
@@ -24,7 +25,15 @@ Fraction = Annotated[float, Meta(ge=0, le=1)]
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of every section: unknown keys are refused, values are checked, and nothing changes afterwards."""
+    """Base of every section: unknown keys are refused, values are checked, and nothing changes afterwards.
+
+    Its `repr`, `to_json`, `digest` and `differences` know no secret (see `secrets`).
+    """
+
+    def __repr__(self) -> str:
+        shown = redacted(self)
+        fields = ", ".join(f"{name}={getattr(shown, name)!r}" for name in self.__struct_fields__)
+        return f"{type(self).__name__}({fields})"
 
 
 S = TypeVar("S", bound=Section)
@@ -116,12 +125,12 @@ def _toml_value(text: str) -> Any:
 
 def to_json(config: Section) -> bytes:
     """The resolved configuration, defaults included, as indented JSON."""
-    return msgspec.json.format(msgspec.json.encode(config), indent=2)
+    return msgspec.json.format(msgspec.json.encode(redacted(config)), indent=2)
 
 
 def digest(config: Section) -> str:
     """A short fingerprint of a resolved configuration."""
-    return hashlib.blake2b(msgspec.json.encode(config, order="deterministic"), digest_size=8).hexdigest()
+    return hashlib.blake2b(msgspec.json.encode(redacted(config), order="deterministic"), digest_size=8).hexdigest()
 
 
 def differences(one: Section, other: Section) -> list[str]:
@@ -137,7 +146,7 @@ def differences(one: Section, other: Section) -> list[str]:
         elif a != b:
             keys.append(path)
 
-    compare(msgspec.to_builtins(one), msgspec.to_builtins(other), "")
+    compare(msgspec.to_builtins(redacted(one)), msgspec.to_builtins(redacted(other)), "")
     return keys
 
 

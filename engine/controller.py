@@ -117,6 +117,11 @@ class Controller:
             producing.cancel()
         self._emit(RunFinished())
 
+    @property
+    def num_reserved(self) -> int:
+        """What is set aside in the budgets; 0 when no rollout runs."""
+        return self._cohorts.num_reserved
+
     # -- resuming ---------------------------------------------------------------------------------------------
 
     async def _resume(self) -> None:

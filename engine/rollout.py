@@ -91,7 +91,7 @@ class TreeRollout:
                 self._restore_forks()
                 while not self._is_done:
                     self._ended.clear()
-                    self._cohort.advance()
+                    self._cohort.advance(self)
                     if not self._is_done:
                         await self._ended.wait()
         except BaseException:
@@ -225,7 +225,7 @@ class TreeRollout:
         self._emit(considered)
         if considered.is_wanted:
             self._propose(considered)
-        self._cohort.advance()
+        self._cohort.advance(self)
 
     def _propose(self, considered: ForkConsidered) -> None:
         if self.room:

@@ -15,6 +15,11 @@ settings.register_profile("ci", derandomize=True, deadline=None, database=None)
 settings.load_profile("ci")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=8, help="processes that test_chaos kills (default 8)")
+    parser.addoption("--chaos-seed", type=int, default=0, help="which ones, and when")
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Where a test makes its model."""

@@ -39,11 +39,11 @@ class Rows:
     """A data set of `count` equal questions."""
 
     def __init__(self, count: int, token_ids: np.ndarray) -> None:
-        self._count = count
+        self.count = count
         self._ids = token_ids
 
     def prompts(self, *, start: int = 0) -> Iterator[Prompt]:
-        for row in range(start, self._count):
+        for row in range(start, self.count):
             yield Prompt(
                 prompt_id=f"e0-r{row:03d}", epoch=0, row=row, token_ids=self._ids, question="who", ground_truth="two"
             )

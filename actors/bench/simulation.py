@@ -142,9 +142,9 @@ def engine_training(workload: Workload, training: Training) -> Record:
             ),
             rollout_config=ROLLOUT,
             state=RunState(),
-            prompts=_Prompts(workload),
+            prompts=WorkloadPrompts(workload),
             rollout=parts.grow,
-            credit=_credit,
+            credit=no_credit,
             generators=[parts.generator],
             trainer=ScriptedTrainer(step_s=training.step_s, publish_s=training.publish_s),
             checkpoint_path=str,
@@ -184,7 +184,7 @@ def critical_s(workload: Workload, tree: TreeBuilder) -> float:
     return max(seconds(t.path, t.leaf) for t in tree.group().trajectories)
 
 
-class _Prompts:
+class WorkloadPrompts:
     """The workload as the data set of a controller."""
 
     def __init__(self, workload: Workload) -> None:
@@ -194,6 +194,6 @@ class _Prompts:
         yield from self._prompts[start:]
 
 
-def _credit(group: TrajectoryGroup) -> Sample:
+def no_credit(group: TrajectoryGroup) -> Sample:
     sizes = [group.tree.token_ids(trajectory.leaf).size for trajectory in group.trajectories]
     return Sample(group=group, advantages=tuple(np.zeros(size, np.float32) for size in sizes))

@@ -12,6 +12,7 @@ from actors.report.forks_section import forks_section
 from actors.report.learning_section import learning_section
 from actors.report.loop_sections import calls_section, loop_section
 from actors.report.page import Card, Page, render
+from actors.report.partial import whole_trees
 from actors.report.pieces import DecodeText
 from actors.report.record import RunRecord
 from actors.report.section import counted, number, share_spread
@@ -35,7 +36,8 @@ def write_report(run: RunDir, *, text: DecodeText) -> Path:
     `text` turns tokens into text, as the run's `Renderer.text`. Raises `JournalError` for a damaged journal and
     `ConfigError` for a configuration that is none.
     """
-    record = read_record(journal.read(run.journal))
+    events = journal.read(run.journal)
+    record = read_record(events if journal.is_whole(run.journal) else whole_trees(events))
     config = run.config
     page = _page(run, record, config, text=text)
     target = run.path / REPORT

@@ -111,8 +111,7 @@ class Router:
         """Fewest trees first; ties by a hash of the key, so that the choice depends on no order of arrival."""
         self.forget(key)
 
-        def load(server: _Server) -> tuple[int, int]:
-            return server.num_trees, seed_of(0, key, self._servers.index(server))
-
-        home = self._homes[key] = min(candidates, key=load)
+        fewest = min(server.num_trees for server in candidates)
+        equal = [server for server in candidates if server.num_trees == fewest]
+        home = self._homes[key] = equal[seed_of(0, key) % len(equal)]
         home.num_trees += 1

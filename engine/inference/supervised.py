@@ -10,7 +10,8 @@ from typing import Self
 
 import msgspec
 
-from engine.errors import ArpoError, GeneratorLostError
+from engine.deadline import within
+from engine.errors import ArpoError, GeneratorLostError, StalledError
 from engine.interfaces import Gated, Generator
 from engine.lives import Lives
 from engine.reports import GeneratorStatistics
@@ -91,6 +92,15 @@ class SupervisedGenerator:
             except GeneratorLostError as error:
                 self._lose(generator, error)
         return self._latest
+
+    async def probe(self, seconds: float) -> None:
+        """Start it again where it does not answer within so many seconds."""
+        generator = self._lives.current
+        try:
+            await within(seconds, self.statistics(), name=f"an answer of {self.name}")
+        except StalledError as error:
+            if generator is not None:
+                self._lose(generator, error)
 
     async def watch(self) -> None:
         """Ask after it for ever. Those who know it without this supervisor meet its losses, and are served by it, and

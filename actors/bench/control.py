@@ -1,0 +1,138 @@
+"""What the control plane itself costs: whole runs under virtual time, whose CPU seconds are real.
+
+Everything is the engine's own but the neighbours: policy and tools wait by the workload's law, the learner is scripted.
+Every event is encoded, checksummed, written and folded, as in a run. The CPU time of the scripted policy is in the
+figures, so they are upper bounds.
+"""
+
+import asyncio
+import multiprocessing
+import resource
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from actors.bench.bench import Record
+from actors.bench.simulation import ROLLOUT, WorkloadPrompts, no_credit
+from actors.bench.workload import Law, Workload
+from engine.clock import run_virtual
+from engine.cohort import Cohort
+from engine.controller import Controller
+from engine.events import AnyEvent, Forked, StepFinished, TokensSampled
+from engine.faults import ScriptedTrainer
+from engine.inference.router import Router
+from engine.journal import Journal
+from engine.metrics import MetricsFold
+from engine.phases import PhaseFold
+from engine.rollout import TreeRollout
+from engine.run_state import RunState
+from engine.snapshot import SnapshotFold
+from engine.train_config import TrainConfig
+from engine.tree import TreeBuilder
+from engine.types import TrajectoryGroup
+
+STEP_S, PUBLISH_S = 4.0, 0.2
+
+
+class Book:
+    """All that a run does with an event, but for telling a person."""
+
+    def __init__(self, folder: Path) -> None:
+        self._journal = Journal(folder)
+        self._folds = (PhaseFold(), SnapshotFold())
+        self._metrics = MetricsFold()
+        self.num_segments = self.num_forks = self.num_events = 0
+        self.staleness: list[int] = []
+
+    def __call__(self, event: AnyEvent) -> None:
+        self._journal.append(event)
+        for fold in self._folds:
+            fold.apply(event)
+        row = self._metrics.apply(event)
+        self.num_events += 1
+        match event:
+            case TokensSampled():
+                self.num_segments += event.finish_reason != ""
+            case Forked():
+                self.num_forks += 1
+            case StepFinished() if row is not None:
+                self.staleness.append(row.staleness)
+            case _:
+                pass
+
+    def close(self) -> None:
+        self._journal.close()
+
+
+def control(
+    law: Law, *, num_generators: int, num_batches: int, folder: Path, seed: int, max_staleness: int = 1
+) -> Record:
+    """A run over all prompts of the law. `num_slots` of the law is for each generator."""
+    workload = Workload(law, seed=seed, folder=folder)
+    batch_size = law.num_prompts // num_batches
+    book = Book(folder / f"journal-{time.monotonic_ns()}")
+
+    async def main() -> Record:
+        generators = [workload.generator() for _ in range(num_generators)]
+        router, tools = Router(generators), workload.tools()
+        renderer = workload.renderer(tools)
+
+        async def grow(tree: TreeBuilder, cohort: Cohort) -> TrajectoryGroup:
+            rollout = TreeRollout(
+                tree,
+                config=ROLLOUT,
+                seed=seed,
+                cohort=cohort,
+                generator=router,
+                tools=tools,
+                renderer=renderer,
+                vocab_size=workload.vocab_size,
+                emit=book,
+            )
+            try:
+                return await rollout.run()
+            finally:
+                router.forget(tree.prompt.prompt_id)
+
+        train = TrainConfig(batch_size=batch_size, max_staleness=max_staleness, checkpoint_every=law.num_prompts)
+        controller = Controller(
+            config=train,
+            rollout_config=ROLLOUT,
+            state=RunState(),
+            prompts=WorkloadPrompts(workload),
+            rollout=grow,
+            credit=no_credit,
+            generators=generators,
+            trainer=ScriptedTrainer(step_s=STEP_S, publish_s=PUBLISH_S),
+            checkpoint_path=str,
+            emit=book,
+        )
+        await controller.run()
+        sampled = sum([(await generator.statistics()).num_sampled_tokens for generator in generators])
+        makespan_s = asyncio.get_running_loop().time()
+        return {
+            "makespan_s": makespan_s,
+            "slots_busy": sampled * law.token_s / (law.num_slots * num_generators) / makespan_s,
+        }
+
+    started_s = time.process_time()
+    record = run_virtual(main())
+    cpu_s = time.process_time() - started_s
+    book.close()
+    return record | {
+        "cpu_s": cpu_s,
+        "us_per_segment": 1e6 * cpu_s / book.num_segments,
+        "segments": float(book.num_segments),
+        "events": float(book.num_events),
+        "forks": float(book.num_forks),
+        "staleness": sum(book.staleness) / max(len(book.staleness), 1),
+        "rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def in_own_process(work: Callable[..., Record], **arguments: Any) -> Record:
+    """The largest memory of a process is that of its whole life, so whoever measures it needs a new one."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, **arguments).result()
