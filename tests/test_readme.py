@@ -11,7 +11,17 @@ from engine import config as configuration
 from tools.config import ToolsConfig
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("engine", "engine/inference", "tools", "tools/sandbox", "learner", "actors", "actors/bench", "actors/gateway", "actors/report")
+FOLDERS = (
+    "engine",
+    "engine/inference",
+    "tools",
+    "tools/sandbox",
+    "learner",
+    "actors",
+    "actors/bench",
+    "actors/gateway",
+    "actors/report",
+)
 
 
 def listed() -> set[str]:
