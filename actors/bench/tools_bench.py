@@ -1,11 +1,11 @@
 """`arpo bench tools`: does the gate in front of tools hold a rate, and does the loop stay free, under many calls.
 
-| figure                | what it is                                                                         |
-|-----------------------|------------------------------------------------------------------------------------|
-| `rate_error`          | relative distance of executions a second from the configured rate                  |
-| `loop_lag_p99_ms`     | by how much timers of the calling loop are late, while all calls wait or run        |
-| `calls_per_s_reused`  | calls a second that a cache answers                                                 |
-| `calls_per_execution` | calls by executions, where equal ones overlap                                       |
+| figure                | what it is                                                                           |
+|-----------------------|--------------------------------------------------------------------------------------|
+| `rate_error`          | relative distance of executions a second from the rate, once all calls are under way |
+| `loop_lag_p99_ms`     | by how much timers of the calling loop are late, while all calls wait or run         |
+| `calls_per_s_reused`  | calls a second that a cache answers                                                  |
+| `calls_per_execution` | calls by executions, where equal ones overlap                                        |
 """
 
 from collections.abc import Sequence
