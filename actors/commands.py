@@ -1,15 +1,12 @@
 """What each command does, and what a person sees of it; errors become one line and an exit code here, once."""
 
 import argparse
-import asyncio
 import json
 import logging
-import os
 import shutil
-import signal
 import sys
 import tempfile
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +14,7 @@ import msgspec
 
 from actors.cli import BAD_INPUT, INTERRUPTED, REFUSED
 from actors.config import Config
+from actors.interrupts import interruptible
 from engine.errors import ArpoError, ConfigError, DataError, cause
 
 if TYPE_CHECKING:
@@ -41,32 +39,6 @@ def run(arguments: argparse.Namespace) -> int:
             raise
         sys.stderr.write(f"arpo: {first}\n")
         return BAD_INPUT if isinstance(first, ConfigError | DataError) else 1
-
-
-def _interruptible(main: Coroutine[Any, Any, T]) -> T:
-    """Run to the end; SIGINT and SIGTERM cancel in order, a second one ends the process at once."""
-
-    async def watched() -> T:
-        loop = asyncio.get_running_loop()
-        task = asyncio.current_task()
-        assert task is not None
-        signals = 0
-
-        def interrupt() -> None:
-            nonlocal signals
-            signals += 1
-            if signals > 1:
-                os._exit(INTERRUPTED)
-            task.cancel()
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, interrupt)
-        return await main
-
-    try:
-        return asyncio.run(watched())
-    except asyncio.CancelledError:
-        raise KeyboardInterrupt from None
 
 
 def _config(arguments: argparse.Namespace, **shorthands: Any) -> Config:
@@ -101,7 +73,7 @@ def _train(arguments: argparse.Namespace) -> int:
             display.note(f"{chosen.path} is finished already; --fresh trains it anew, run.name=... another one")
         else:
             display.preparing()
-            _interruptible(train(config, chosen, watcher=display, is_fresh=arguments.fresh))
+            interruptible(train(config, chosen, watcher=display, is_fresh=arguments.fresh))
         if chosen.summary is not None:
             display.summary(chosen.summary)
     return 0
@@ -132,7 +104,7 @@ def _sft(arguments: argparse.Namespace) -> int:
 
     with Display(chosen.path) as display:
         display.preparing()
-        _interruptible(main())
+        interruptible(main())
         display.note(f"the model is in {chosen.path / 'hf'}")
     return 0
 
@@ -145,7 +117,7 @@ def _rollout(arguments: argparse.Namespace) -> int:
     out = _output(arguments.out, option="--out")
     with tempfile.TemporaryDirectory(prefix="arpo-rollout-") as scratch, Display(out) as display:
         display.preparing()
-        totals = _interruptible(
+        totals = interruptible(
             rollout(
                 config,
                 out=out,
@@ -176,7 +148,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     )
     with Display(Path(arguments.config or arguments.predictions[0])) as display:
         display.preparing()
-        board = _interruptible(work.run(watcher=display))
+        board = interruptible(work.run(watcher=display))
         show(board, display, folder=work.folder)
     encoded = msgspec.json.format(msgspec.json.encode(board), indent=2).decode() + "\n"
     sys.stdout.write(encoded)
@@ -207,7 +179,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         named = msgspec.structs.replace(config.run, name=f"{config.run.name}-serve")
         config = msgspec.structs.replace(config, run=named)
     chosen = choose(config, stem=f"{Path(arguments.config).stem}-serve", fresh=False)
-    _interruptible(serve(config, chosen, say=_say))
+    interruptible(serve(config, chosen, say=_say))
     return 0
 
 
@@ -216,7 +188,7 @@ def _submit(arguments: argparse.Namespace) -> int:
 
     wheel = None if arguments.wheel is None else Path(arguments.wheel)
     job = Job(Path(arguments.config), arguments.overrides, python=arguments.python, wheel=wheel)
-    return _interruptible(submit(job, address=arguments.address, say=_say))
+    return interruptible(submit(job, address=arguments.address, say=_say))
 
 
 def _say(line: str) -> None:
@@ -254,7 +226,7 @@ def _replay(arguments: argparse.Namespace) -> int:
         dump_batch(run_dir, arguments.dump_batch, write=sys.stdout.buffer.write)
         return 0
     with Display(run_dir.path) as display:
-        found = _interruptible(replay(run_dir, until=arguments.until, watcher=display))
+        found = interruptible(replay(run_dir, until=arguments.until, watcher=display))
         if found.first_step > 1:
             display.note(f"the journal goes back to step {found.first_step}, where the replay began")
         for difference in found.differences:
@@ -285,7 +257,7 @@ def _export(arguments: argparse.Namespace) -> int:
             await trainer.export_hf(arguments.hf)
 
     with tempfile.TemporaryDirectory(prefix="arpo-export-") as scratch:
-        _interruptible(main())
+        interruptible(main())
     return 0
 
 
