@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     submit.add_argument("--wheel", metavar="FILE", help="send this wheel instead of the checkout")
     submit.add_argument("--python", default="python", metavar="FILE", help="the nodes' interpreter (default python)")
     bench = command("bench", "measure the engine on this machine", has_config=False)
-    bench.add_argument("name", choices=("decode", "async", "prefix", "learner", "weights", "all"))
+    bench.add_argument("name", choices=("decode", "async", "prefix", "learner", "weights", "control", "all"))
     bench.add_argument("--quick", action="store_true", help="small sizes; minutes, not more")
     bench.add_argument("--json", metavar="FILE", help="write the figures there too")
     bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="for learner (default cpu)")

@@ -204,12 +204,12 @@ def _say(line: str) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from actors.bench.harness import run_bench
+    from actors.bench.harness import BENCHES, run_bench
     from actors.display import Display
 
     json_file = None if arguments.json is None else _output(arguments.json, option="--json")
     with Display(Path()) as display:
-        names = ("decode", "async", "prefix", "learner", "weights") if arguments.name == "all" else (arguments.name,)
+        names = BENCHES if arguments.name == "all" else (arguments.name,)
         options = {"is_quick": arguments.quick, "sglang_python": arguments.sglang_python, "device": arguments.device}
         reports = [run_bench(name, on_progress=display.note, **options) for name in names]
         for report in reports:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import msgspec
 
-from actors.bench import async_bench, decode_bench, learner_bench, prefix_bench, weights_bench
+from actors.bench import async_bench, control_bench, decode_bench, learner_bench, prefix_bench, weights_bench
 from actors.bench.bench import ArmReport, Bench, arm_report, measure
 from engine.errors import ConfigError
 
@@ -28,6 +28,7 @@ BENCHES: dict[str, Maker] = {
     "prefix": prefix_bench.benches,
     "learner": learner_bench.benches,
     "weights": weights_bench.benches,
+    "control": control_bench.benches,
 }
 
 
