@@ -19,6 +19,7 @@ from engine.errors import ArpoError, ConfigError, LearnerError
 from learner.config import LearnerConfig
 from learner.mcore import parallel_state, tensor_parallel
 from learner.mcore_cpu import cuda_means_cpu
+from learner.meeting import meet
 
 T = TypeVar("T")
 
@@ -65,12 +66,17 @@ class Parallel:
         device = torch.device("cuda", rank % torch.cuda.device_count()) if has_cuda else torch.device("cpu")
         if has_cuda:
             torch.cuda.set_device(device)
+        if world_size == 1:
+            store: dist.Store = dist.HashStore()
+        else:
+            assert init_method is not None
+            store = meet(init_method, rank=rank, world_size=world_size, timeout_s=timeout_s)
         dist.init_process_group(
             "nccl" if has_cuda else "gloo",
             rank=rank,
             world_size=world_size,
             timeout=timedelta(seconds=timeout_s),
-            **({"store": dist.HashStore()} if world_size == 1 else {"init_method": init_method}),
+            store=store,
         )
         try:
             return cls._join(config, rank=rank, device=device, timeout_s=timeout_s)

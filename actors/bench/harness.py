@@ -13,6 +13,7 @@ import msgspec
 
 from actors.bench import (
     async_bench,
+    control_bench,
     decode_bench,
     learner_bench,
     prefix_bench,
@@ -38,6 +39,7 @@ MAKERS: dict[str, Maker] = {
     "weights": weights_bench.benches,
     "tools": tools_bench.benches,
     "sandbox": sandbox_bench.benches,
+    "control": control_bench.benches,
 }
 
 
