@@ -172,6 +172,7 @@ async def world(
     folder: Path,
     *,
     policy: Callable[[HfTokenizer], Callable[[GenerateRequest], Script]] = Adder,
+    generator: Callable[[HfTokenizer], Any] | None = None,
     tokenizer: HfTokenizer | None = None,
     form: Literal["hermes", "arpo"] = "hermes",
     keys: Keys = KEYS,
@@ -179,9 +180,13 @@ async def world(
     sampling: SamplingConfig | None = None,
     **serve: Any,
 ) -> AsyncGenerator[World, None]:
-    """A gateway that trains on what it is told is worth it; `serve` are keys of the `[serve]` section."""
+    """A gateway that trains on what it is told is worth it; `serve` are keys of the `[serve]` section.
+
+    Another `generator` than the scripted policy keeps no log.
+    """
     tokenizer = tokenizer or make_tokenizer(folder / "model")
     log = Log(ScriptedGenerator(policy(tokenizer)))
+    behind = log if generator is None else generator(tokenizer)
     config = Config(
         model=HfModel(path=str(folder / "model")),
         data=DataConfig(path="none.parquet"),
@@ -192,7 +197,7 @@ async def world(
     groups: list[TrajectoryGroup] = []
     serving = gateway(
         config,
-        generator=log,
+        generator=behind,
         tokenizer=tokenizer,
         max_length=max_length,
         keys=keys,
