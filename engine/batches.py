@@ -16,6 +16,19 @@ Credit = Callable[[TrajectoryGroup], Sample | None]
 """None for a group without a learning signal; raises `LearnerError` for one that cannot be trained."""
 
 
+def credited(credit: Credit, group: TrajectoryGroup) -> tuple[Sample | None, str]:
+    """The sample, or why there is none.
+
+    A malformed group is said in the log as well: it should not be, and in a batch it would take others with it.
+    """
+    try:
+        sample = credit(group)
+    except LearnerError as error:
+        logger.warning("a group is refused: %s", error)
+        return None, str(error)
+    return sample, "" if sample is not None else "no learning signal"
+
+
 class Batches:
     """Gives groups their credit, and puts batches together."""
 
@@ -30,19 +43,11 @@ class Batches:
         self._samples: dict[str, Sample] = {}
 
     def refuses(self, group: TrajectoryGroup) -> str:
-        """Why the group is not to be trained; empty for one that is, whose credit is kept until its batch is made.
-
-        A malformed group is said in the log as well: it should not be, and in a batch it would take others with it.
-        """
-        try:
-            sample = self._credit(group)
-        except LearnerError as error:
-            logger.warning("a group is refused: %s", error)
-            return str(error)
-        if sample is None:
-            return "no learning signal"
-        self._samples[group.prompt.prompt_id] = sample
-        return ""
+        """Why the group is not to be trained; empty for one that is, whose credit is kept until its batch is made."""
+        sample, reason = credited(self._credit, group)
+        if sample is not None:
+            self._samples[group.prompt.prompt_id] = sample
+        return reason
 
     def make(self, step: int, groups: Sequence[TrajectoryGroup]) -> Batch:
         samples: list[Sample] = []

@@ -15,8 +15,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from engine.credit import Credit, credited
-
+from engine.batches import Credit, credited
 from engine.checkpoints import Checkpoints
 from engine.deadline import within
 from engine.events import AnyEvent, BatchTaken, StepFinished, WeightsPublished
