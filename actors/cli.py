@@ -105,11 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     submit.add_argument("--wheel", metavar="FILE", help="send this wheel instead of the checkout")
     submit.add_argument("--python", default="python", metavar="FILE", help="the nodes' interpreter (default python)")
     bench = command("bench", "measure the engine on this machine", has_config=False)
-    bench.add_argument("name", choices=(*NAMES, "all"))
-    bench.add_argument("--quick", action="store_true", help="small sizes; minutes, not more")
-    bench.add_argument("--json", metavar="FILE", help="write the figures there too")
-    bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="for learner (default cpu)")
-    bench.add_argument("--sglang-python", metavar="FILE", help="for prefix: a Python that has sglang")
+    _add_bench(bench)
     again = command(
         "replay", "train again from a run's journal, and compare; exit 3 where anything differs", has_config=False
     )
@@ -125,6 +121,14 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("run", help="the folder of a run")
     export.add_argument("--hf", required=True, metavar="DIR", help="the folder to write")
     return parser
+
+
+def _add_bench(bench: argparse.ArgumentParser) -> None:
+    bench.add_argument("name", choices=(*NAMES, "all"))
+    bench.add_argument("--quick", action="store_true", help="small sizes; minutes, not more")
+    bench.add_argument("--json", metavar="FILE", help="write the figures there too")
+    bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="for learner (default cpu)")
+    bench.add_argument("--sglang-python", metavar="FILE", help="for prefix: a Python that has sglang")
 
 
 def _add_eval(evaluate: argparse.ArgumentParser) -> None:

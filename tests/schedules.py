@@ -270,18 +270,21 @@ def _live(world: Scheduled, kill_s: float | None, outcome: Outcome) -> str:
 
 
 def play_many(seeds: Sequence[int], folder: str) -> tuple[Counter[str], list[Outcome]]:
-    """Many schedules: how their lives ended, and those outcomes that broke something. For a process of its own."""
+    """Many schedules: how their lives ended, and those outcomes that broke something."""
     from engine.tokenizer import load_tokenizer
 
-    logging.disable(logging.CRITICAL)
     tokenizer = load_tokenizer(folder)
     ends: Counter[str] = Counter()
     bad: list[Outcome] = []
-    for seed in seeds:
-        outcome = play(seed, tokenizer)
-        ends.update(outcome.ends)
-        if outcome.violations:
-            bad.append(outcome)
+    logging.disable(logging.CRITICAL)
+    try:
+        for seed in seeds:
+            outcome = play(seed, tokenizer)
+            ends.update(outcome.ends)
+            if outcome.violations:
+                bad.append(outcome)
+    finally:
+        logging.disable(logging.NOTSET)
     return ends, bad
 
 

@@ -16,7 +16,7 @@ from actors.gateway.config import ServeConfig
 from actors.run_dir import RunDir
 from actors.runtime import LocalRuntime
 from actors.serve import serve
-from engine.journal import read_segment
+from engine.journal import read_unnumbered
 from engine.rollout_config import SamplingConfig
 from engine.tree import TreeBuilder
 from engine.types import TrajectoryGroup
@@ -97,7 +97,7 @@ async def reward(post: Ask, name: str, value: float) -> None:
 def recorded(run: RunDir) -> list[TrajectoryGroup]:
     groups: list[TrajectoryGroup] = []
     for path in sorted(run.path.glob("traffic/*/trees/*.log")):
-        events = list(read_segment(path))
+        events = list(read_unnumbered(path))
         tree = TreeBuilder(events[0].prompt)
         for event in events:
             tree.apply(event)

@@ -23,6 +23,7 @@ from engine.controller import Controller
 from engine.events import AnyEvent, Forked, StepFinished, TokensSampled
 from engine.faults import ScriptedTrainer
 from engine.inference.router import Router
+from engine.inference.scripted import ScriptedGenerator
 from engine.journal import Journal
 from engine.metrics import MetricsFold
 from engine.phases import PhaseFold
@@ -71,60 +72,20 @@ def control(
 ) -> Record:
     """A run over all prompts of the law. `num_slots` of the law is for each generator."""
     workload = Workload(law, seed=seed, folder=folder)
-    batch_size = law.num_prompts // num_batches
     book = Book(folder / f"journal-{time.monotonic_ns()}")
-
-    async def main() -> Record:
-        generators = [workload.generator() for _ in range(num_generators)]
-        router, tools = Router(generators), workload.tools()
-        renderer = workload.renderer(tools)
-
-        async def grow(tree: TreeBuilder, cohort: Cohort) -> TrajectoryGroup:
-            rollout = TreeRollout(
-                tree,
-                config=ROLLOUT,
-                seed=seed,
-                cohort=cohort,
-                generator=router,
-                tools=tools,
-                renderer=renderer,
-                vocab_size=workload.vocab_size,
-                emit=book,
-            )
-            try:
-                return await rollout.run()
-            finally:
-                router.forget(tree.prompt.prompt_id)
-
-        train = TrainConfig(batch_size=batch_size, max_staleness=max_staleness, checkpoint_every=law.num_prompts)
-        controller = Controller(
-            config=train,
-            rollout_config=ROLLOUT,
-            state=RunState(),
-            prompts=WorkloadPrompts(workload),
-            rollout=grow,
-            credit=no_credit,
-            generators=generators,
-            trainer=ScriptedTrainer(step_s=STEP_S, publish_s=PUBLISH_S),
-            checkpoint_path=str,
-            emit=book,
-        )
-        await controller.run()
-        sampled = sum([(await generator.statistics()).num_sampled_tokens for generator in generators])
-        requests.extend(request for generator in generators for request in generator.requests)
-        makespan_s = asyncio.get_running_loop().time()
-        return {
-            "makespan_s": makespan_s,
-            "slots_busy": sampled * law.token_s / (law.num_slots * num_generators) / makespan_s,
-        }
-
-    requests: list[GenerateRequest] = []
+    train = TrainConfig(
+        batch_size=law.num_prompts // num_batches, max_staleness=max_staleness, checkpoint_every=law.num_prompts
+    )
+    generators = [workload.generator() for _ in range(num_generators)]
     started_s = time.process_time()
-    record = run_virtual(main())
+    makespan_s, sampled = run_virtual(_run(workload, generators, train=train, book=book, seed=seed))
     all_s = time.process_time() - started_s
     book.close()
+    requests = [request for generator in generators for request in generator.requests]
     cpu_s = all_s - policy_s(workload, requests)
-    return record | {
+    return {
+        "makespan_s": makespan_s,
+        "slots_busy": sampled * law.token_s / (law.num_slots * num_generators) / makespan_s,
         "cpu_s": cpu_s,
         "policy_s": all_s - cpu_s,
         "us_per_segment": 1e6 * cpu_s / book.num_segments,
@@ -134,6 +95,47 @@ def control(
         "staleness": sum(book.staleness) / max(len(book.staleness), 1),
         "rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
+
+
+async def _run(
+    workload: Workload, generators: Sequence[ScriptedGenerator], *, train: TrainConfig, book: Book, seed: int
+) -> tuple[float, int]:
+    """Seconds on the virtual clock, and tokens sampled."""
+    router, tools = Router(generators), workload.tools()
+    renderer = workload.renderer(tools)
+
+    async def grow(tree: TreeBuilder, cohort: Cohort) -> TrajectoryGroup:
+        rollout = TreeRollout(
+            tree,
+            config=ROLLOUT,
+            seed=seed,
+            cohort=cohort,
+            generator=router,
+            tools=tools,
+            renderer=renderer,
+            vocab_size=workload.vocab_size,
+            emit=book,
+        )
+        try:
+            return await rollout.run()
+        finally:
+            router.forget(tree.prompt.prompt_id)
+
+    controller = Controller(
+        config=train,
+        rollout_config=ROLLOUT,
+        state=RunState(),
+        prompts=WorkloadPrompts(workload),
+        rollout=grow,
+        credit=no_credit,
+        generators=generators,
+        trainer=ScriptedTrainer(step_s=STEP_S, publish_s=PUBLISH_S),
+        checkpoint_path=str,
+        emit=book,
+    )
+    await controller.run()
+    sampled = sum([(await generator.statistics()).num_sampled_tokens for generator in generators])
+    return asyncio.get_running_loop().time(), sampled
 
 
 def policy_s(workload: Workload, requests: Sequence[GenerateRequest]) -> float:
