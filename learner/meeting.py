@@ -1,4 +1,4 @@
-"""Where the ranks of one learner find each other: a store that listens where it was told to, and nowhere else."""
+"""Where the ranks of one learner find each other: a file, or a store that listens where it was told to and nowhere else."""
 
 import socket
 from datetime import timedelta
@@ -13,15 +13,20 @@ BACKLOG = 1024
 
 
 def meet(address: str, *, rank: int, world_size: int, timeout_s: float) -> dist.Store:
-    """The store of all ranks at `tcp://host:port`. Rank 0 listens on that host alone.
+    """The store of all ranks: at `tcp://host:port`, where rank 0 listens on that host alone, or in `file:///path`.
 
-    torch's own `init_method` would have it listen on every interface, to whoever comes. Raises `ConfigError` for an
-    address of another kind, or one that cannot be listened on.
+    A file, new for each meeting, does for ranks that share a file system, and needs no port. torch's own `init_method`
+    would have rank 0 listen on every interface, to whoever comes. Raises `ConfigError` for an address of another kind,
+    or one that cannot be listened on.
     """
     parts = urlsplit(address)
-    if parts.scheme != "tcp" or not parts.hostname or not parts.port:
-        raise ConfigError(f"ranks meet at tcp://host:port, got {address!r}")
     timeout = timedelta(seconds=timeout_s)
+    if parts.scheme == "file" and parts.path and not parts.netloc:
+        store = dist.FileStore(parts.path, world_size)
+        store.set_timeout(timeout)
+        return store
+    if parts.scheme != "tcp" or not parts.hostname or not parts.port:
+        raise ConfigError(f"ranks meet at tcp://host:port or in file:///path, got {address!r}")
     if rank > 0:
         return dist.TCPStore(parts.hostname, parts.port, world_size, is_master=False, timeout=timeout)
     try:

@@ -140,7 +140,7 @@ def served(handler: Callable[[web.Request], Coroutine[Any, Any, web.Response]], 
     async def main() -> str:
         app = web.Application()
         app.router.add_post("/v1/chat/completions", handler)
-        runner = web.AppRunner(app)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)  # a handler that never answers is not waited for
         await runner.setup()
         try:
             site = web.TCPSite(runner, "127.0.0.1", 0)
