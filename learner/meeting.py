@@ -1,4 +1,4 @@
-"""Where the ranks of one learner find each other: a file, or a store that listens where it was told to and nowhere else."""
+"""Where the ranks of one learner find each other: a file, or a store that listens where told and nowhere else."""
 
 import socket
 from datetime import timedelta
