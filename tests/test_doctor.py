@@ -98,6 +98,9 @@ class Computer(Machine):
         self._versions = versions
         self._isolation = isolation
 
+    def has_variable(self, name: str) -> bool:
+        return False
+
     def version(self, distribution: str) -> str | None:
         return "1.0" if self._versions is None else self._versions.get(distribution)
 
@@ -432,6 +435,19 @@ BAD: dict[Check, list[tuple[str, Finding] | tuple[str, Finding, Computer]]] = {
             Computer(isolation=FILTERED),
         ),
         ("", refused("tools.python.interpreter", "cannot try /nowhere/python"), Computer(isolation=None)),
+        (
+            'tools.web_search={provider="brave"}',
+            refused("tools.web_search.key_env", "variable BRAVE_API_KEY is not set"),
+        ),
+        (
+            'tools.mcp=[{name="time",command=["t"]},{name="far",url="http://far/mcp",key_env="FAR"}]',
+            refused("tools.mcp.1.key_env", "variable FAR is not set"),
+        ),
+        (
+            "tools.browse={}",
+            refused("tools.browse", r"needs trafilatura: pip install 'arpo-engine\[web\]'"),
+            Computer(versions={}),
+        ),
     ],
     check_sampling: [
         ("rollout.sampling.temperature=0.7", warning("learner.temperature", "sampled at 0.7 and scored at 1")),

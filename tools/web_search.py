@@ -53,6 +53,11 @@ class _Provider:
     """Keys of the text, the first one that is there."""
 
 
+def usual_key(provider: ProviderName) -> str:
+    """The environment variable that a provider's key is usually in; empty where it wants none."""
+    return _PROVIDERS[provider].key_env
+
+
 class WebSearch:
     """`Retriever` on a provider."""
 
@@ -60,7 +65,7 @@ class WebSearch:
         """Raises `ConfigError` for a key that is not set, or an address or a zone that is missing."""
         self._provider = _PROVIDERS[config.provider]
         self._config = _completed(config, self._provider)
-        variable = config.key_env or self._provider.key_env
+        variable = config.key_env or usual_key(config.provider)
         self._key = key_of(variable) if variable else ""
         self._http = http
         self.version = f"{config.provider} {config.country} {config.language}"

@@ -87,6 +87,10 @@ class Machine:
             return self.version("sglang")
         return _asked(python, _ASK_SGLANG).strip() or None
 
+    def has_variable(self, name: str) -> bool:
+        """Whether the environment holds something under this name."""
+        return bool(os.environ.get(name, "").strip())
+
     def isolation(self, python: PythonConfig) -> Isolation:
         """What programs of the `python` tool get. Raises `ToolError` where its interpreter cannot be run."""
         return examine_isolation(python)
