@@ -4,12 +4,12 @@ import msgspec
 
 from actors.config import Config
 from engine.types import Sample, TrajectoryGroup
-from learner.advantage import estimate
-from learner.flatten import check
+from learner.algorithms.advantage import estimate
+from learner.packing.flatten import check
 
 
 def credit(group: TrajectoryGroup, config: Config) -> Sample | None:
-    """`learner.advantage.estimate` with the run's choices; None for a group without a learning signal.
+    """`learner.algorithms.advantage.estimate` with the run's choices; None for a group without a learning signal.
 
     A penalty for length that names no limit takes the one at which this run cuts a response. Raises `LearnerError`,
     naming the prompt, for a group that the learner would refuse: tokens without a finite log-probability, or a

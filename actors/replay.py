@@ -30,7 +30,7 @@ from engine.reports import StepReport
 from engine.run_state import RunState
 from engine.snapshot import Snapshot
 from engine.types import Batch
-from learner.batch_credit import finish_batch
+from learner.algorithms.batch_credit import finish_batch
 
 MANIFEST = "manifest.json"
 

@@ -99,7 +99,7 @@ async def _online(
     config: Config, run: RunDir, runtime: LocalRuntime, model_path: str
 ) -> AsyncGenerator[OnlineTraining, None]:
     """A learner, and the journal of what it does; it goes on where an earlier process made its last checkpoint."""
-    from learner.batch_credit import finish_batch
+    from learner.algorithms.batch_credit import finish_batch
 
     state = _read_state(run)
     trainer = await runtime.start_trainer(model_path)

@@ -25,7 +25,7 @@ from engine.generator_load import measured
 from engine.inference.router import PATIENCE_S, Router
 from engine.types import WeightRef
 from engine.watchdog import Watchdog
-from learner.batch_credit import finish_batch
+from learner.algorithms.batch_credit import finish_batch
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ Symbols: b behaviour (who sampled), p proximal (the learner's weights at the sta
 from typing import Literal
 
 from engine.config import Fraction, NonNegative, NonNegativeFloat, Positive, PositiveFloat, Section
-from learner.advantage_config import (
+from learner.algorithms.advantage_config import (
     AdvantageConfig,
     Aepo,
     ArpoHard,
@@ -21,7 +21,7 @@ from learner.advantage_config import (
     Rloo,
     TreeGrpo,
 )
-from learner.correction_config import (
+from learner.algorithms.correction_config import (
     CorrectionConfig,
     Decoupled,
     ExactIs,
@@ -35,7 +35,7 @@ from learner.correction_config import (
     TruncatedIs,
     Veto,
 )
-from learner.loss_config import AepoClip, Cispo, Gspo, Kl, LossConfig, Nll, Ppo, Reinforce
+from learner.algorithms.loss_config import AepoClip, Cispo, Gspo, Kl, LossConfig, Nll, Ppo, Reinforce
 
 __all__ = [
     "AdvantageConfig",

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from engine.inference.shape import ModelShape, inverse_frequencies
 from engine.types import Int32
-from learner.attention import Layout
 from learner.config import LearnerConfig
-from learner.logprobs import token_logprobs
 from learner.mcore import get_forward_backward_func
-from learner.model import DTYPES
+from learner.network.attention import Layout
+from learner.network.logprobs import token_logprobs
+from learner.network.model import DTYPES
 from learner.objective import Before, row_objective
+from learner.packing.rows import Row, padded
 from learner.parallel import Parallel
-from learner.rows import Row, padded
 from learner.statistics import RowStatistics
 
 

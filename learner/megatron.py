@@ -14,21 +14,21 @@ from engine.errors import LearnerError
 from engine.inference.shape import read_shape
 from engine.reports import StepReport
 from engine.types import Batch, Float32, Int32, WeightRef
-from learner import checkpoint
-from learner.batcher import pack
 from learner.config import LearnerConfig
-from learner.flatten import FlatSequence
 from learner.forward import RowRunner
-from learner.hf_transfer import import_weights
 from learner.layout import check_layout
 from learner.mcore import DistributedDataParallel, DistributedDataParallelConfig, no_megatron_warnings
 from learner.mcore_cpu import cuda_means_cpu
-from learner.model import PolicyModel, build_model
+from learner.network.model import PolicyModel, build_model
 from learner.optimizer import PolicyOptimizer
+from learner.packing.batcher import pack
+from learner.packing.flatten import FlatSequence
+from learner.packing.rows import Row
 from learner.parallel import Parallel
-from learner.publisher import Publisher
-from learner.rows import Row
 from learner.schedule import learning_rate
+from learner.storage import checkpoint
+from learner.storage.hf_transfer import import_weights
+from learner.storage.publisher import Publisher
 from learner.training import Training
 
 logger = logging.getLogger(__name__)

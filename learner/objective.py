@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.types import Int32
+from learner.algorithms.correction import clamp_log_ratio, correct
+from learner.algorithms.loss import token_loss
+from learner.algorithms.regularisers import regularised
 from learner.config import LearnerConfig, NoCorrection
-from learner.correction import clamp_log_ratio, correct
-from learner.loss import token_loss
-from learner.regularisers import regularised
-from learner.rows import Row
+from learner.packing.rows import Row
 from learner.statistics import RowStatistics
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine.reports import VersionReport
 from engine.types import Int32
-from learner.flatten import FlatSequence
+from learner.packing.flatten import FlatSequence
 
 
 @dataclass(frozen=True, kw_only=True)

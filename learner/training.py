@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from engine.errors import LearnerError
 from engine.reports import Mismatch, StepReport
 from engine.types import Batch, Int32
-from learner.batcher import plan, split_minibatches
+from learner.algorithms.correction import MAX_LOG_RATIO, m2po_of, needs_proximal
+from learner.algorithms.gate import judge
+from learner.algorithms.m2po import m2po_keep
 from learner.config import LearnerConfig, SequenceK3
-from learner.correction import MAX_LOG_RATIO, m2po_of, needs_proximal
-from learner.flatten import FlatSequence, flatten
 from learner.forward import RowRunner
-from learner.gate import judge
-from learner.m2po import m2po_keep
 from learner.objective import Before
 from learner.optimizer import PolicyOptimizer
+from learner.packing.batcher import plan, split_minibatches
+from learner.packing.flatten import FlatSequence, flatten
+from learner.packing.rows import Row
 from learner.parallel import Parallel
-from learner.rows import Row
 from learner.statistics import RowStatistics, versions_of
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from engine.branching import Aepo, Arpo, ArpoSampled, TreeGrpo
 from engine.granting import Ranked
-from learner.correction_config import ExactIs
+from learner.algorithms.correction_config import ExactIs
 from tests.toy_estimator import Arm, Bias, estimates
 from tests.toy_policy import OLDER, TABLE, Enumerated
 

@@ -22,7 +22,7 @@ from engine.types import (
     TrajectoryGroup,
     TrajectoryTree,
 )
-from learner.advantage import ArpoSoft, estimate
+from learner.algorithms.advantage import ArpoSoft, estimate
 from learner.config import LearnerConfig
 from learner.megatron import MegatronLearner
 

@@ -17,7 +17,7 @@ from engine.types import (
     TrajectoryGroup,
     TrajectoryTree,
 )
-from learner.flatten import FlatSequence, flatten
+from learner.packing.flatten import FlatSequence, flatten
 
 
 def make_sample(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from engine.config import Section
 from engine.errors import ConfigError
 from engine.types import RolloutStatus, TrajectoryGroup
-from learner.advantage import ESTIMATORS, estimate
+from learner.algorithms.advantage import ESTIMATORS, estimate
 from learner.config import (
     AdvantageConfig,
     Aepo,
@@ -208,8 +208,8 @@ def test_a_penalty_without_a_limit_is_refused() -> None:
 
 def test_estimating_needs_no_torch() -> None:
     code = (
-        "import sys, learner, learner.config, learner.advantage, learner.batch_credit, learner.leaf_weights;"
-        "import learner.m2po, learner.batcher, learner.sft;"
+        "import sys, learner, learner.config, learner.packing.batcher, learner.sft;"
+        "from learner.algorithms import advantage, batch_credit, leaf_weights, m2po;"
         "sys.exit(any(m in sys.modules for m in ('torch', 'megatron', 'safetensors')))"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

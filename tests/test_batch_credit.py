@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from engine.config import Section
 from engine.types import Sample, TrajectoryGroup
-from learner.advantage import ESTIMATORS, estimate
-from learner.batch_credit import by_entropy, finish_batch, whitened
+from learner.algorithms.advantage import ESTIMATORS, estimate
+from learner.algorithms.batch_credit import by_entropy, finish_batch, whitened
 from learner.config import Aepo, Grpo, ReinforcePp, ReinforcePpBaseline
 from tests.credit_trees import DONE, FAILED, O, P, S, alive, group, groups, node
 

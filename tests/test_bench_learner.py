@@ -11,9 +11,9 @@ from actors.bench.learner_trees import VOCAB_SIZE, Growing, Workload, even, work
 from engine.errors import ConfigError
 from engine.inference.shape import read_shape
 from engine.inference.tiny import make_tiny_model
-from learner.batcher import num_unique_tokens
 from learner.config import LearnerConfig
-from learner.flatten import flatten
+from learner.packing.batcher import num_unique_tokens
+from learner.packing.flatten import flatten
 
 
 def token_counts(workload: Workload) -> tuple[int, int, int]:

@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import ConfigError
+from learner.algorithms.correction import MAX_LOG_RATIO, Corrected, clamp_log_ratio, correct, m2po_of, needs_proximal
+from learner.algorithms.m2po import m2po_keep
 from learner.config import (
     CorrectionConfig,
     Decoupled,
@@ -25,8 +27,6 @@ from learner.config import (
     TruncatedIs,
     Veto,
 )
-from learner.correction import MAX_LOG_RATIO, Corrected, clamp_log_ratio, correct, m2po_of, needs_proximal
-from learner.m2po import m2po_keep
 
 
 def corrected(

@@ -575,7 +575,7 @@ def test_a_data_file_is_counted_and_one_without_a_column_is_refused(tmp_path: Pa
 @pytest.mark.parametrize("is_tied", [False, True])
 @pytest.mark.parametrize(("tp_size", "num_stages"), [(1, 1), (2, 1), (1, 2), (2, 2)])
 def test_a_rank_holds_what_the_learner_maps_to_it(kind: str, is_tied: bool, tp_size: int, num_stages: int) -> None:
-    from learner.weights import stage_mappings  # torch
+    from learner.storage.weights import stage_mappings  # torch
 
     tie = f"model.tie={str(is_tied).lower()}"
     shape = case(f"model.shape={kind}", tie, "model.num_layers=4").shape

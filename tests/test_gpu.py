@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from learner.attention import attention
 from learner.config import LearnerConfig
 from learner.mcore_cpu import cuda_means_cpu
-from learner.tree_pack import Structure, place
+from learner.network.attention import attention
+from learner.packing.tree_pack import Structure, place
 from tests.learner_models import VOCAB, make_model, random_batch, reference_logprobs
 from tests.learner_trees import make_sample, sequences_of
 

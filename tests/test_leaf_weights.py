@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.types import TrajectoryGroup
-from learner.leaf_weights import inverse_branching
+from learner.algorithms.leaf_weights import inverse_branching
 from tests.credit_trees import DONE, FAILED, O, P, S, alive, group, groups, node
 
 

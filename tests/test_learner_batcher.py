@@ -20,9 +20,9 @@ from engine.types import (
     TrajectoryGroup,
     TrajectoryTree,
 )
-from learner.batcher import balance, loss_weights, pack, split_minibatches
 from learner.config import ConstantLength, SequenceMean, TokenMean
-from learner.flatten import FlatSequence, flatten
+from learner.packing.batcher import balance, loss_weights, pack, split_minibatches
+from learner.packing.flatten import FlatSequence, flatten
 from learner.sft import batch_of, sample_of
 
 KINDS = {"p": NodeKind.PROMPT, "s": NodeKind.SAMPLED, "o": NodeKind.OBSERVED}

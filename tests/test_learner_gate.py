@@ -11,8 +11,8 @@ import torch
 
 from engine.errors import LearnerError
 from engine.types import Batch, Node, NodeKind, Sample
+from learner.algorithms.gate import judge
 from learner.config import LearnerConfig, MismatchGate, SequenceK3
-from learner.gate import judge
 from tests.learner_models import PLAIN, exported, make_model, random_batch, random_sample
 
 LIMIT = 2.0
@@ -50,7 +50,7 @@ def test_a_warning_is_said_once_and_changes_nothing(
     assert learner.step(mismatched_batch()).mismatch == "none"
     expected = exported(learner)
     learner = open_learner(gated("warn"), weights="warned")
-    with caplog.at_level(logging.WARNING, logger="learner.gate"):
+    with caplog.at_level(logging.WARNING, logger="learner.algorithms.gate"):
         report = learner.step(mismatched_batch())
     assert report.mismatch == "warned"
     assert report.kl_rollout > LIMIT

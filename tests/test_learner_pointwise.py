@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from learner.attention import Rotation
-from learner.pointwise import rms_norm, swiglu
+from learner.network.attention import Rotation
+from learner.network.pointwise import rms_norm, swiglu
 
 SEEDS = st.integers(0, 2**31)
 

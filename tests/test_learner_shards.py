@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 
 from engine.errors import ConfigError, DataError
 from engine.inference.shape import ModelShape
-from learner.buckets import plan_buckets
 from learner.config import LearnerConfig
 from learner.layout import check_layout
 from learner.megatron import MegatronLearner
-from learner.shards import ShardReader, piece_key, whole_names
-from learner.tensor_file import TensorSpec, write_tensors
-from learner.weights import cut, stage_mappings
+from learner.storage.buckets import plan_buckets
+from learner.storage.shards import ShardReader, piece_key, whole_names
+from learner.storage.tensor_file import TensorSpec, write_tensors
+from learner.storage.weights import cut, stage_mappings
 from tests.learner_models import PLAIN, exported, make_model, random_batch
 
 SHAPE = ModelShape(

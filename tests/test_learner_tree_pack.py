@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.types import Sample
-from learner.attention import Attend, ancestor_mask, attention
-from learner.batcher import num_unique_tokens, pack
-from learner.flatten import FlatSequence
-from learner.rows import padded
-from learner.tree_pack import Structure, divide, place
+from learner.network.attention import Attend, ancestor_mask, attention
+from learner.packing.batcher import num_unique_tokens, pack
+from learner.packing.flatten import FlatSequence
+from learner.packing.rows import padded
+from learner.packing.tree_pack import Structure, divide, place
 from tests.learner_trees import make_sample, samples, sequences_of
 
 

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from engine.config import decode
 from engine.errors import ConfigError, DataError
 from engine.inference.shape import inverse_frequencies, shape_of
-from learner.attention import Rotation
 from learner.config import ConstantSchedule, CosineSchedule, LearnerConfig, Ppo
-from learner.logprobs import token_logprobs
 from learner.mcore_cpu import cuda_means_cpu
+from learner.network.attention import Rotation
+from learner.network.logprobs import token_logprobs
 from learner.schedule import learning_rate
-from learner.weights import cut, join, stage_mappings
+from learner.storage.weights import cut, join, stage_mappings
 
 HF = {
     "model_type": "qwen2",

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from learner.algorithms.loss import TokenLoss, token_loss
 from learner.config import AepoClip, Cispo, Gspo, LossConfig, Nll, Ppo, Reinforce
-from learner.loss import TokenLoss, token_loss
 
 log_ratios = st.floats(-3, 3).map(lambda x: round(x, 4))
 advantages = st.floats(-2, 2).map(lambda x: round(x, 4))

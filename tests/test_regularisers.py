@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import LearnerError
+from learner.algorithms.correction import MAX_LOG_RATIO
+from learner.algorithms.regularisers import kl_penalty, regularised
 from learner.config import Kl
-from learner.correction import MAX_LOG_RATIO
-from learner.regularisers import kl_penalty, regularised
 
 VALUES = {
     "k1": lambda log_q: log_q,

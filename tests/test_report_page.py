@@ -44,7 +44,7 @@ from engine.events import (
 )
 from engine.journal import Journal
 from engine.types import Int32
-from learner.advantage import estimate
+from learner.algorithms.advantage import estimate
 from learner.config import ArpoSoft
 from tests.report_runs import Story, report, step, text_of
 from tools.toolworld import ToolworldConfig

@@ -21,13 +21,13 @@ from engine.rollout import TreeRollout
 from engine.rollout_config import BudgetConfig, RolloutConfig, SamplingConfig
 from engine.tree import TreeBuilder
 from engine.types import Batch, Float64, Prompt, Sample, TrajectoryGroup, WeightRef
-from learner.advantage import estimate
-from learner.advantage_config import PlainReward
-from learner.batcher import plan
+from learner.algorithms.advantage import estimate
+from learner.algorithms.advantage_config import PlainReward
 from learner.config import ConstantLength, CorrectionConfig, ExactIs, LeafWeighting, LearnerConfig, Reinforce
-from learner.flatten import flatten
 from learner.objective import Before, row_objective
-from learner.rows import Row
+from learner.packing.batcher import plan
+from learner.packing.flatten import flatten
+from learner.packing.rows import Row
 from learner.statistics import versions_of
 from tests.toy_policy import MAX_TURNS, NUM_SAMPLED, OLDER, PROMPT, TABLE, State
 from tests.toy_world import ToyGenerator, ToyRenderer, toy_tools

@@ -11,7 +11,7 @@ from engine.errors import ConfigError
 from engine.inference.shape import ModelShape, read_shape
 from engine.types import Batch
 from learner.config import LearnerConfig
-from learner.flatten import flatten
+from learner.packing.flatten import flatten
 
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 """Of dense bf16 products a second, by a part of the device's name, as its maker states them."""

@@ -12,7 +12,7 @@ import transformers
 
 from actors.bench.bench import Record
 from engine.types import Batch
-from learner.flatten import FlatSequence, flatten
+from learner.packing.flatten import FlatSequence, flatten
 
 
 def train(batch: Batch, *, model_path: Path, micro_batch_tokens: int, lr: float, rounds: int) -> Record:

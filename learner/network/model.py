@@ -1,7 +1,8 @@
 """The policy as a Megatron `GPTModel`: Qwen2, Qwen3 and Llama shapes, any tensor- and pipeline-parallel layout.
 
-Ours in it: attention and rotary positions that read a layout (`learner.attention`), an RMS norm and a SwiGLU that need
-neither Transformer Engine nor Apex (`learner.pointwise`), and an output layer applied to the scored tokens only.
+Ours in it: attention and rotary positions that read a layout (`learner.network.attention`), an RMS norm and a SwiGLU
+that need neither Transformer Engine nor Apex (`learner.network.pointwise`), and an output layer applied to the scored
+tokens only.
 """
 
 from typing import Any
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from engine.inference.shape import ModelShape
-from learner.attention import CoreAttention, Layout
 from learner.config import LearnerConfig
 from learner.mcore import (
     GPTModel,
@@ -21,9 +21,10 @@ from learner.mcore import (
     get_gpt_layer_local_spec,
     tensor_parallel,
 )
+from learner.network.attention import CoreAttention, Layout
+from learner.network.pointwise import rms_norm, swiglu
 from learner.parallel import Parallel
-from learner.pointwise import rms_norm, swiglu
-from learner.weights import stage_mappings
+from learner.storage.weights import stage_mappings
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "float64": torch.float64}
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from engine.errors import LearnerError
-from learner.correction import clamp_log_ratio
-from learner.loss_config import Kl
+from learner.algorithms.correction import clamp_log_ratio
+from learner.algorithms.loss_config import Kl
 
 
 def kl_penalty(config: Kl, *, logprobs_N: Tensor, reference_N: Tensor) -> Tensor:

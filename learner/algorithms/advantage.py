@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from engine.config import Section
 from engine.types import Float32, NodeKind, RolloutStatus, Sample, Trajectory, TrajectoryGroup
-from learner.advantage_config import (
+from learner.algorithms.advantage_config import (
     AdvantageConfig,
     Aepo,
     ArpoHard,
@@ -30,7 +30,7 @@ from learner.advantage_config import (
     Rloo,
     TreeGrpo,
 )
-from learner.overlong import overlong_penalty
+from learner.algorithms.overlong import overlong_penalty
 
 Float64 = NDArray[np.float64]
 NodeCredit = Callable[[int, int], float]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from engine.errors import DataError
 from engine.inference.shape import ModelShape
-from learner.weights import Mapping, cut, join, shard_shape, stage_mappings
+from learner.storage.weights import Mapping, cut, join, shard_shape, stage_mappings
 
 
 class _Piece(NamedTuple):

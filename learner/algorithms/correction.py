@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from learner.correction_config import (
+from learner.algorithms.correction_config import (
     CorrectionConfig,
     Decoupled,
     ExactIs,
@@ -25,7 +25,7 @@ from learner.correction_config import (
     TruncatedIs,
     Veto,
 )
-from learner.segments import leaf_means, leaf_prefix_sums, leaf_sums
+from learner.packing.segments import leaf_means, leaf_prefix_sums, leaf_sums
 
 MAX_LOG_RATIO = 20.0
 

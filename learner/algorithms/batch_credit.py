@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.types import Float32, NodeKind, RolloutStatus, Sample
-from learner.advantage import Float64, z_scores
-from learner.advantage_config import AdvantageConfig, Aepo, ReinforcePp, ReinforcePpBaseline
+from learner.algorithms.advantage import Float64, z_scores
+from learner.algorithms.advantage_config import AdvantageConfig, Aepo, ReinforcePp, ReinforcePpBaseline
 
 Bool = NDArray[np.bool_]
 

@@ -5,7 +5,7 @@
 
 Of every parameter there are the master (which the weights are, rounded to their dtype) and AdamW's two moments. Each
 rank writes what it holds and no other rank has said: nothing is gathered, and no rank needs another one's memory. A
-rank that loads looks up, parameter by parameter, what it needs (see `learner.shards`).
+rank that loads looks up, parameter by parameter, what it needs (see `learner.storage.shards`).
 
 Megatron's own format would need its resharding of a distributed optimiser's buckets, which does not run without
 Transformer Engine; the exact map between parameters and Hugging Face tensors, which weights need anyway, is all that
@@ -25,10 +25,10 @@ from engine.errors import DataError
 from engine.inference.shape import ModelShape
 from learner.optimizer import KINDS, PolicyOptimizer
 from learner.parallel import Parallel
-from learner.shards import ShardReader, piece_key, whole_names
-from learner.shared_folder import write_together
-from learner.tensor_file import TensorSpec, write_tensors
-from learner.weights import Mapping, stage_mappings
+from learner.storage.shards import ShardReader, piece_key, whole_names
+from learner.storage.shared_folder import write_together
+from learner.storage.tensor_file import TensorSpec, write_tensors
+from learner.storage.weights import Mapping, stage_mappings
 
 MANIFEST = "manifest.json"
 _DIGEST_BYTES = 16

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from engine.errors import LearnerError
-from learner.hf_folder import begin, commit, discard, staging
 from learner.parallel import Parallel
+from learner.storage.hf_folder import begin, commit, discard, staging
 
 T = TypeVar("T")
 

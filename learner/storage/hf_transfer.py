@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from engine.errors import DataError
 from engine.inference.shape import ModelShape
-from learner import hf_folder
-from learner.buckets import Bucket, plan_buckets
 from learner.parallel import Parallel
-from learner.shared_folder import write_together
-from learner.tensor_file import write_tensors
-from learner.weights import cut, join, stage_mappings
+from learner.storage import hf_folder
+from learner.storage.buckets import Bucket, plan_buckets
+from learner.storage.shared_folder import write_together
+from learner.storage.tensor_file import write_tensors
+from learner.storage.weights import cut, join, stage_mappings
 
 DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float64: "float64"}
 UNUSED_SUFFIXES = ("rotary_emb.inv_freq",)

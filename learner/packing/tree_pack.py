@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from engine.types import Int32
-from learner.flatten import FlatSequence
+from learner.packing.flatten import FlatSequence
 
 
 class Rectangle(NamedTuple):

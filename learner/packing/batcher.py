@@ -18,9 +18,9 @@ from learner.config import (
     SequenceMean,
     TokenMean,
 )
-from learner.flatten import FlatSequence
-from learner.rows import Row, make_row, padded
-from learner.tree_pack import depth_first, divide, shared_tokens
+from learner.packing.flatten import FlatSequence
+from learner.packing.rows import Row, make_row, padded
+from learner.packing.tree_pack import depth_first, divide, shared_tokens
 
 MIN_SHARED = 0.05
 """A tree is worth its name where it saves this share of its trajectories' tokens; below, they are packed flat."""

@@ -8,9 +8,9 @@ from torch import nn
 from engine.inference.shape import ModelShape
 from engine.types import Version, WeightRef
 from learner.config import LearnerConfig
-from learner.hf_transfer import export_weights
-from learner.model import DTYPES
+from learner.network.model import DTYPES
 from learner.parallel import Parallel
+from learner.storage.hf_transfer import export_weights
 
 KEPT = 2
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learner.tree_pack import Structure
+from learner.packing.tree_pack import Structure
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default

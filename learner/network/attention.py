@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from learner.attention_chains import attend_chains
 from learner.config import AttentionKind
-from learner.pointwise import rotate
-from learner.tree_pack import Structure
+from learner.network.attention_chains import attend_chains
+from learner.network.pointwise import rotate
+from learner.packing.tree_pack import Structure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ def attention(
         return Dense(ancestor_mask(structure, device))
     if kind == "chains" or (kind == "auto" and device.type == "cpu"):
         return partial(attend_chains, structure=structure)
-    from learner import attention_cuda  # brings the compiler along
+    from learner.network import attention_cuda  # brings the compiler along
 
     if (attention_cuda.best(structure, dtype) if kind == "auto" else kind) == "flash":
         return attention_cuda.Flash(structure, device)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from engine.errors import LearnerError
 from engine.types import Batch, Float32, Int32, Node, NodeKind, RolloutStatus, Sample
-from learner.leaf_weights import inverse_branching
+from learner.algorithms.leaf_weights import inverse_branching
 
 Bool = NDArray[np.bool_]
 

@@ -5,7 +5,7 @@ and evaluation, the journal and the question whether a group holds a signal go o
 """
 
 from engine.errors import ConfigError
-from learner.advantage_config import Overlong
+from learner.algorithms.advantage_config import Overlong
 
 
 def overlong_penalty(num_tokens: int, config: Overlong) -> float:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from learner.tree_pack import Structure
+from learner.packing.tree_pack import Structure
 
 
 @cache

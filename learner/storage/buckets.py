@@ -10,8 +10,8 @@ from math import prod
 import torch
 
 from engine.inference.shape import ModelShape
-from learner.tensor_file import TensorSpec
-from learner.weights import Mapping, stage_mappings
+from learner.storage.tensor_file import TensorSpec
+from learner.storage.weights import Mapping, stage_mappings
 
 
 @dataclass(frozen=True, kw_only=True)

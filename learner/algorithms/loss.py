@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from learner.loss_config import AepoClip, Cispo, Gspo, LossConfig, Nll, Ppo, Reinforce
-from learner.segments import leaf_means
+from learner.algorithms.loss_config import AepoClip, Cispo, Gspo, LossConfig, Nll, Ppo, Reinforce
+from learner.packing.segments import leaf_means
 
 
 class TokenLoss(NamedTuple):

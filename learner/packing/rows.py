@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.types import Float32, Int32
-from learner.flatten import FlatSequence
-from learner.tree_pack import Structure, place
+from learner.packing.flatten import FlatSequence
+from learner.packing.tree_pack import Structure, place
 
 
 @dataclass(frozen=True, kw_only=True)
