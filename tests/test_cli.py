@@ -29,6 +29,8 @@ class Home:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        # Python's own resource tracker stays with the process that first wanted one.
+        self._children_before = self._processes()
         self.model = path / "model"
         self.model.mkdir()
         make_word_tokenizer(self.model, words=["who", "is", "it", "one"])
@@ -69,6 +71,14 @@ class Home:
         (self.path / name).write_text(text)
         return str(self.path / name)
 
+    def children(self) -> set[int]:
+        """Processes that were started since, and live."""
+        return self._processes() - self._children_before
+
+    @staticmethod
+    def _processes() -> set[int]:
+        return {child.pid for child in psutil.Process().children(recursive=True)}
+
     def questions(self, name: str, answers: Sequence[str], *, prompt: Any = QUESTION) -> str:
         rows = [{"prompt": prompt, "reward_model": {"ground_truth": answer}} for answer in answers]
         pq.write_table(pa.Table.from_pylist(rows), self.path / name)
@@ -96,7 +106,7 @@ def refused(home: Home, capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     assert captured.err.count("\n") == 1, captured.err
     assert "Traceback" not in captured.err
     assert home.files() == before, "nothing is left behind"
-    assert psutil.Process().children(recursive=True) == []
+    assert home.children() == set()
     return captured.err.strip()
 
 
@@ -263,7 +273,7 @@ def test_rollout_skips_a_row_without_an_answer_and_says_so(home: Home, caplog: p
     # The command line shows warnings; it says so once, not once for each epoch or process.
     shown = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert shown == [f"{data}: 2 rows without an answer are left out"]
-    assert psutil.Process().children(recursive=True) == []
+    assert home.children() == set()
     assert "out.jsonl.partial" not in " ".join(os.listdir(home.path))
 
 
@@ -316,7 +326,7 @@ def test_eval_keeps_its_answers_and_asks_only_what_is_missing(
     again = scores("--data", *data)
     assert again["sets"]["first"]["num_predictions"] == 4
     assert lines.read_bytes()[: len(written) // 2] == written[: len(written) // 2]
-    assert psutil.Process().children(recursive=True) == []
+    assert home.children() == set()
     assert scores("--data", data[0], "--out", str(home.path / "elsewhere"))["questions"] == 2
     assert (home.path / "elsewhere" / "scores.json").is_file()
 
