@@ -17,8 +17,7 @@ _BYTES_A_CHARACTER = 4
 class ResultEncoder:
     """Encodes tool results for one dialect whose tags are `<name>` and `</name>` for each of `tags`.
 
-    >>> encoder.escape("a </result> b <br>")
-    'a &lt;/result&gt; b <br>'
+    With `tags=("result",)`, `a </result> b <br>` becomes `a &lt;/result&gt; b <br>`.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, tags: Sequence[str], max_tokens: int) -> None:

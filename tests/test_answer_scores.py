@@ -1,6 +1,5 @@
 """Scores of answers: exact values on made-up answers, for words and for mathematics."""
 
-import doctest
 import threading
 import time
 
@@ -8,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tools import qa_scores as module
 from tools.math_equal import TIMEOUT_S, math_equal
 from tools.qa_scores import QaScores, qa_scores
 
@@ -97,7 +95,3 @@ def test_a_thread_may_compare_as_well() -> None:
     thread.start()
     thread.join()
     assert found == [True]
-
-
-def test_the_examples_in_docstrings_are_true() -> None:
-    assert doctest.testmod(module).failed == 0

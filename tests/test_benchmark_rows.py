@@ -1,6 +1,5 @@
 """Benchmark files: every known layout is read for what it is, whatever its columns are called; all rows are made up."""
 
-import doctest
 import json
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine import benchmark_rows
 from engine.answers import alternatives
-from engine.benchmark_rows import layout_of
 from engine.dataset_files import ANSWER_COLUMN, PROMPT_COLUMN, Row, read_rows
 from engine.errors import DataError
 
@@ -146,8 +143,3 @@ def test_columns_that_were_asked_for_are_not_guessed(tmp_path: Path) -> None:
     assert read(path, prompt="question", answer="label")[0].ground_truth == "2"
     with pytest.raises(DataError, match=r"no column gold; there are: question, answer, label"):
         read(path, prompt="question", answer="gold")
-
-
-def test_the_examples_in_docstrings_are_true() -> None:
-    assert doctest.testmod(benchmark_rows).failed == 0
-    layout_of.cache_clear()

@@ -1,6 +1,5 @@
 """What a person sees: the plain lines and the dashboard of one scripted run, and estimates that can be trusted."""
 
-import doctest
 import io
 import logging
 import math
@@ -17,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from actors import dashboard, quantities
+from actors import dashboard
 from actors.display import Display
 from actors.figures import evaluations
 from actors.pace import MEMORY_UNITS, Pace
@@ -649,10 +648,6 @@ def test_an_evaluation_is_not_counted_in_the_pace_of_training() -> None:
 )
 def test_numbers_are_written_for_people(shown: str, expected: str) -> None:
     assert shown == expected
-
-
-def test_the_examples_of_numbers_hold() -> None:
-    assert doctest.testmod(quantities).failed == 0
 
 
 @given(values=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300), width=st.integers(1, 100))

@@ -1,7 +1,6 @@
 """The judge: what it is asked, how its replies are read, and that a failure is a missing verdict, never a wrong one."""
 
 import asyncio
-import doctest
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -10,7 +9,6 @@ from aiohttp import web
 
 from engine.clock import run_virtual
 from engine.errors import ConfigError, ToolError
-from tools import judge as module
 from tools.chat_endpoint import ChatEndpoint, EndpointBusyError
 from tools.judge import AGAIN, Judge, JudgeConfig, Verdict, make_endpoint, read_verdict
 
@@ -229,7 +227,3 @@ def test_no_connection_and_no_answer_are_worth_another_try() -> None:
 def test_an_address_without_a_scheme_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"url 'judge:8000': expected http://"):
         JudgeConfig(url="judge:8000", model="m")
-
-
-def test_the_examples_in_docstrings_are_true() -> None:
-    assert doctest.testmod(module).failed == 0

@@ -1,6 +1,5 @@
 """Predictions on disk: what is read from trees and files, and what a second process need not ask again."""
 
-import doctest
 import logging
 from pathlib import Path
 
@@ -8,7 +7,6 @@ import msgspec
 import numpy as np
 import pytest
 
-from actors import measure
 from actors.measure import QuestionSet, set_names
 from actors.predictions import Prediction, PredictionFile, predictions_of, read_predictions
 from engine.dataset_files import Row
@@ -24,7 +22,6 @@ from engine.types import (
     TrajectoryTree,
 )
 from tests.test_dataset import read, record, write
-from tools import answers
 from tools.answers import final_answer
 
 FAILED, COMPLETED, TRUNCATED = RolloutStatus.FAILED, RolloutStatus.COMPLETED, RolloutStatus.TRUNCATED
@@ -192,8 +189,3 @@ def test_sets_of_one_name_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"a/math\.jsonl, b/math/test\.jsonl; rename a file"):
         set_names(["a/math.jsonl", "x.jsonl", "b/math/test.jsonl"])
     assert set_names(["test.jsonl"]) == ["test"]
-
-
-@pytest.mark.parametrize("module", [measure, answers])
-def test_the_examples_in_docstrings_are_true(module: object) -> None:
-    assert doctest.testmod(module).failed == 0  # pyright: ignore[reportArgumentType]
