@@ -211,13 +211,18 @@ BOMBS: dict[str, tuple[str, str]] = {
 }
 
 
+LISTING = "import os\nprint(os.listdir('/tmp'), os.listdir('/dev/shm'))"
+"""Both are empty, but for an interpreter that lies below /tmp."""
+
+
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_harms_no_neighbour(name: str, cell: Cell) -> None:
     code, expected = BOMBS[name]
+    clean = cell.run(LISTING)
     text, neighbour = cell.run(code, NEIGHBOUR, timeout_s=8.0)
     assert neighbour == "499500"
     assert text.startswith(expected)
-    assert cell.run("import os\nprint(os.listdir('/tmp'), os.listdir('/dev/shm'))") == ["[] []"]
+    assert cell.run(LISTING) == clean
 
 
 # -- what is left behind ----------------------------------------------------------------------------------------------
@@ -270,7 +275,7 @@ POISONS = {
     "a builtin": ("import builtins\nbuiltins.len = lambda x: 0", "len([1])", "1"),
     "a module": ("import sys\nsys.modules['json'] = None", "import json\njson.dumps([1])", "[1]"),
     "a library": ("import numpy\nnumpy.sum = lambda x: 0", "import numpy\nint(numpy.sum([1, 2]))", "3"),
-    "a file": ("open('/tmp/math.py', 'w').write('pi = 3')", "import os\nos.listdir('/tmp')", "[]"),
+    "a file": ("open('/tmp/math.py', 'w').write('pi = 3')", "import os\nos.path.exists('/tmp/math.py')", "False"),
     "a user site": (
         "import os, site\np = site.getusersitepackages()\nos.makedirs(p)\nopen(p + '/x.py', 'w')",
         "import os, site\nos.path.exists(site.getusersitepackages())",
