@@ -283,7 +283,7 @@ POISONS = {
     ),
     "a semaphore": (
         "import multiprocessing as m\nprint(m.Lock())\nimport os\nos._exit(0)",
-        "import os\nos.listdir('/dev/shm')",
+        "import os\n[name for name in os.listdir('/dev/shm') if name.startswith('sem.')]",
         "[]",
     ),
     "a path": ("import sys\nsys.path.insert(0, '/tmp')", "import sys\n'/tmp' in sys.path", "False"),
