@@ -4,7 +4,8 @@ An array field is one-dimensional and its dtype is its annotation, so a frame ca
 32,768-token sample decodes in about 11 microseconds, against 5,445 as a list. Decoded arrays are read-only views.
 """
 
-from typing import Any, Generic, TypeVar, cast, get_args, get_origin
+from functools import cache
+from typing import Any, Generic, TypeVar, get_args, get_origin
 
 import msgspec
 import numpy as np
@@ -16,7 +17,7 @@ _DTYPES = (np.dtype(np.int32), np.dtype(np.float32))
 
 def _encode_array(value: Any) -> Any:
     if isinstance(value, np.ndarray):
-        array = cast("np.ndarray[Any, Any]", value)
+        array: np.ndarray[Any, Any] = value
         if array.ndim != 1:
             raise ValueError(f"arrays on the wire are one-dimensional, got shape {array.shape}")
         # The hook does not see the field it encodes for, and bytes of another width would decode to other numbers.
@@ -27,10 +28,15 @@ def _encode_array(value: Any) -> Any:
 
 
 def _decode_array(kind: Any, value: Any) -> Any:
-    if get_origin(kind) is np.ndarray:
-        dtype = np.dtype(get_args(get_args(kind)[1])[0])
-        return np.frombuffer(value, dtype=dtype)
-    raise NotImplementedError(f"cannot decode {kind}")
+    return np.frombuffer(value, dtype=_dtype_of(kind))
+
+
+@cache
+def _dtype_of(kind: Any) -> "np.dtype[Any]":
+    """Of an annotation such as `NDArray[np.int32]`."""
+    if get_origin(kind) is not np.ndarray:
+        raise NotImplementedError(f"cannot decode {kind}")
+    return np.dtype(get_args(get_args(kind)[1])[0])
 
 
 _ENCODER = msgspec.msgpack.Encoder(enc_hook=_encode_array)
