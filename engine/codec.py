@@ -5,7 +5,7 @@ An array field is one-dimensional and its dtype is its annotation, so a frame ca
 """
 
 from functools import cache
-from typing import Any, Generic, TypeVar, get_args, get_origin
+from typing import Any, Generic, TypeVar, cast, get_args, get_origin
 
 import msgspec
 import numpy as np
@@ -17,7 +17,7 @@ _DTYPES = (np.dtype(np.int32), np.dtype(np.float32))
 
 def _encode_array(value: Any) -> Any:
     if isinstance(value, np.ndarray):
-        array: np.ndarray[Any, Any] = value
+        array = cast("np.ndarray[Any, Any]", value)
         if array.ndim != 1:
             raise ValueError(f"arrays on the wire are one-dimensional, got shape {array.shape}")
         # The hook does not see the field it encodes for, and bytes of another width would decode to other numbers.

@@ -1,6 +1,6 @@
 """NodeStore: the token runs that the paths of one tree share, split only where a branch starts inside one."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -20,6 +20,25 @@ class Piece(NamedTuple):
     entropy_low: Float32 = _NO_FLOATS
     entropy_high: Float32 = _NO_FLOATS
     versions: Int32 = _NO_IDS
+
+    def part(self, where: slice) -> "Piece":
+        return Piece(
+            self.token_ids[where],
+            self.logprobs[where],
+            self.entropy_low[where],
+            self.entropy_high[where],
+            self.versions[where],
+        )
+
+
+def _join(pieces: Sequence[Piece]) -> Piece:
+    return Piece(
+        np.concatenate([piece.token_ids for piece in pieces]),
+        np.concatenate([piece.logprobs for piece in pieces]),
+        np.concatenate([piece.entropy_low for piece in pieces]),
+        np.concatenate([piece.entropy_high for piece in pieces]),
+        np.concatenate([piece.versions for piece in pieces]),
+    )
 
 
 class Tipped(Protocol):
@@ -49,14 +68,14 @@ class Run:
     def whole(self) -> Piece:
         """All of it; put together when somebody asks, and not with each of many small pieces."""
         if len(self.pieces) != 1:
-            self.pieces = [Piece(*map(np.concatenate, zip(*self.pieces, strict=True)))]
+            self.pieces = [_join(self.pieces)]
         return self.pieces[0]
 
     def cut(self, at: int, *, index: int) -> "Run":
         """Keep the tokens before `at`; return those behind as a child with this `index`."""
-        front, back = (Piece(*(array[where] for array in self.whole)) for where in (slice(at), slice(at, None)))
-        tail = Run(index, self.index, self.kind, [back], self.size - at, self.is_closed)
-        self.pieces, self.size, self.is_closed = [front], at, True
+        whole = self.whole
+        tail = Run(index, self.index, self.kind, [whole.part(slice(at, None))], self.size - at, self.is_closed)
+        self.pieces, self.size, self.is_closed = [whole.part(slice(at))], at, True
         return tail
 
     def freeze(self, parent: int) -> Node:

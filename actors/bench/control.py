@@ -17,6 +17,7 @@ from typing import Any
 from actors.bench.bench import Record
 from actors.bench.simulation import ROLLOUT, WorkloadPrompts, no_credit
 from actors.bench.workload import Law, Workload
+from actors.collector import rarely
 from engine.clock import run_virtual
 from engine.cohort import Cohort
 from engine.controller import Controller
@@ -78,7 +79,8 @@ def control(
     )
     generators = [workload.generator() for _ in range(num_generators)]
     started_s = time.process_time()
-    makespan_s, sampled = run_virtual(_run(workload, generators, train=train, book=book, seed=seed))
+    with rarely():
+        makespan_s, sampled = run_virtual(_run(workload, generators, train=train, book=book, seed=seed))
     all_s = time.process_time() - started_s
     book.close()
     requests = [request for generator in generators for request in generator.requests]
@@ -152,7 +154,8 @@ def policy_s(workload: Workload, requests: Sequence[GenerateRequest]) -> float:
                 tasks.create_task(ask(request))
 
     started_s = time.process_time()
-    run_virtual(main())
+    with rarely():
+        run_virtual(main())
     return time.process_time() - started_s
 
 
