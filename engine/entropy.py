@@ -10,6 +10,8 @@ import numpy as np
 
 from engine.types import Float32, Float64
 
+_LOWEST = float(np.finfo(np.float64).min)
+
 
 class Interval(msgspec.Struct, frozen=True):
     """Bounds of an entropy in nats; equal where the backend sees the whole distribution."""
@@ -71,7 +73,8 @@ def entropy_bounds(top_logprobs_TN: Float32, *, vocab_size: int) -> tuple[Float6
     """
     logprobs = top_logprobs_TN.astype(np.float64)
     probabilities = np.exp(logprobs)
-    seen = -(probabilities * np.where(np.isneginf(logprobs), 0.0, logprobs)).sum(-1)
+    # What has no probability at all adds nothing, however far from 0 its logarithm is taken to be.
+    seen = -np.einsum("tn,tn->t", probabilities, np.maximum(logprobs, _LOWEST))
     num_unseen = vocab_size - logprobs.shape[-1]
     smallest = logprobs.min(-1)
     # What rounding leaves of 1 is no mass: the tail cannot hold more than its tokens at p_n each, nothing for p_n = 0.

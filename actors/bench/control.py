@@ -24,7 +24,7 @@ from engine.controller import Controller
 from engine.events import AnyEvent, Forked, StepFinished, TokensSampled
 from engine.faults import ScriptedTrainer
 from engine.inference.router import Router
-from engine.inference.scripted import ScriptedGenerator
+from engine.interfaces import Generator
 from engine.journal import Journal
 from engine.metrics import MetricsFold
 from engine.phases import PhaseFold
@@ -78,9 +78,10 @@ def control(
         batch_size=law.num_prompts // num_batches, max_staleness=max_staleness, checkpoint_every=law.num_prompts
     )
     generators = [workload.generator() for _ in range(num_generators)]
+    trainer = ScriptedTrainer(step_s=STEP_S, publish_s=PUBLISH_S)
     started_s = time.process_time()
     with rarely():
-        makespan_s, sampled = run_virtual(_run(workload, generators, train=train, book=book, seed=seed))
+        makespan_s, sampled = run_virtual(run(workload, generators, train=train, book=book, trainer=trainer))
     all_s = time.process_time() - started_s
     book.close()
     requests = [request for generator in generators for request in generator.requests]
@@ -99,10 +100,15 @@ def control(
     }
 
 
-async def _run(
-    workload: Workload, generators: Sequence[ScriptedGenerator], *, train: TrainConfig, book: Book, seed: int
+async def run(
+    workload: Workload,
+    generators: Sequence[Generator],
+    *,
+    train: TrainConfig,
+    book: Book,
+    trainer: ScriptedTrainer,
 ) -> tuple[float, int]:
-    """Seconds on the virtual clock, and tokens sampled."""
+    """Seconds on the loop's clock, and tokens sampled."""
     router, tools = Router(generators), workload.tools()
     renderer = workload.renderer(tools)
 
@@ -110,7 +116,7 @@ async def _run(
         rollout = TreeRollout(
             tree,
             config=ROLLOUT,
-            seed=seed,
+            seed=workload.seed,
             cohort=cohort,
             generator=router,
             tools=tools,
@@ -123,6 +129,8 @@ async def _run(
         finally:
             router.forget(tree.prompt.prompt_id)
 
+    loop = asyncio.get_running_loop()
+    started_s = loop.time()
     controller = Controller(
         config=train,
         rollout_config=ROLLOUT,
@@ -131,13 +139,13 @@ async def _run(
         rollout=grow,
         credit=no_credit,
         generators=generators,
-        trainer=ScriptedTrainer(step_s=STEP_S, publish_s=PUBLISH_S),
+        trainer=trainer,
         checkpoint_path=str,
         emit=book,
     )
     await controller.run()
     sampled = sum([(await generator.statistics()).num_sampled_tokens for generator in generators])
-    return asyncio.get_running_loop().time(), sampled
+    return loop.time() - started_s, sampled
 
 
 def policy_s(workload: Workload, requests: Sequence[GenerateRequest]) -> float:
