@@ -76,9 +76,9 @@ def entropy_bounds(top_logprobs_TN: Float32, *, vocab_size: int) -> tuple[Float6
     # What has no probability at all adds nothing, however far from 0 its logarithm is taken to be.
     seen = -np.einsum("tn,tn->t", probabilities, np.maximum(logprobs, _LOWEST))
     num_unseen = vocab_size - logprobs.shape[-1]
-    smallest = logprobs.min(-1)
+    smallest = np.minimum.reduce(logprobs, -1)
     # What rounding leaves of 1 is no mass: the tail cannot hold more than its tokens at p_n each, nothing for p_n = 0.
-    unseen = np.minimum(1.0 - probabilities.sum(-1), num_unseen * np.exp(smallest))
+    unseen = np.minimum(1.0 - np.add.reduce(probabilities, -1), num_unseen * np.exp(smallest))
     has_tail = unseen > 1e-9
     unseen = np.where(has_tail, unseen, 0.0)
     low = seen - unseen * np.where(has_tail, smallest, 0.0)

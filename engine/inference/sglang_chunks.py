@@ -165,7 +165,7 @@ class ChunkReader:
         return Completion(
             request_id=self._request.request_id,
             token_ids=np.array(tokens, np.int32),
-            logprobs=_finite(np.array([one[0] for one in scored], np.float32)),
+            logprobs=_logprobs([one[0] for one in scored]),
             entropy_low=low_T,
             entropy_high=high_T,
             versions=np.array(versions, np.int32),
@@ -178,7 +178,7 @@ class ChunkReader:
     def _entropies(self, top: list[list[_Scored]]) -> tuple[Float32, Float32]:
         if not top:
             return np.empty(0, np.float32), np.empty(0, np.float32)
-        logprobs_TN = _finite(np.array([[one[0] for one in row] for row in top], np.float32))
+        logprobs_TN = _logprobs([[one[0] for one in row] for row in top])
         low_T, high_T = entropy_bounds(logprobs_TN, vocab_size=self._vocab_size)
         return low_T.astype(np.float32), high_T.astype(np.float32)
 
@@ -219,6 +219,8 @@ def _failure(code: int, message: str) -> GeneratorError:
     return (RequestRefusedError if code == 400 else GeneratorError)(message)
 
 
-def _finite(logprobs: Float32) -> Float32:
-    """With the null that JSON has for -inf, and numpy reads as no number, as -inf again."""
-    return np.where(np.isnan(logprobs), np.float32("-inf"), logprobs)
+def _logprobs(values: list[float | None] | list[list[float | None]]) -> Float32:
+    """With -inf for the null that JSON has instead; numpy reads it as no number, which no log-probability is."""
+    logprobs = np.array(values, np.float32)
+    logprobs[np.isnan(logprobs)] = -np.inf
+    return logprobs
