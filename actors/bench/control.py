@@ -35,8 +35,6 @@ from engine.train_config import TrainConfig
 from engine.tree import TreeBuilder
 from engine.types import GenerateRequest, TrajectoryGroup
 
-STEP_S, PUBLISH_S = 4.0, 0.2
-
 
 class Book:
     """All that a run does with an event, but for telling a person."""
@@ -69,7 +67,15 @@ class Book:
 
 
 def control(
-    law: Law, *, num_generators: int, num_batches: int, folder: Path, seed: int, max_staleness: int = 1
+    law: Law,
+    *,
+    num_generators: int,
+    num_batches: int,
+    folder: Path,
+    seed: int,
+    max_staleness: int = 1,
+    step_s: float = 4.0,
+    publish_s: float = 0.2,
 ) -> Record:
     """A run over all prompts of the law. `num_slots` of the law is for each generator."""
     workload = Workload(law, seed=seed, folder=folder)
@@ -78,7 +84,7 @@ def control(
         batch_size=law.num_prompts // num_batches, max_staleness=max_staleness, checkpoint_every=law.num_prompts
     )
     generators = [workload.generator() for _ in range(num_generators)]
-    trainer = ScriptedTrainer(step_s=STEP_S, publish_s=PUBLISH_S)
+    trainer = ScriptedTrainer(step_s=step_s, publish_s=publish_s)
     started_s = time.process_time()
     with rarely():
         makespan_s, sampled = run_virtual(run(workload, generators, train=train, book=book, trainer=trainer))

@@ -7,6 +7,8 @@ import asyncio
 import time
 from pathlib import Path
 
+import msgspec
+
 from actors.bench.bench import Record
 from actors.bench.control import Book, run
 from actors.bench.sglang_stand_in import stand_in, write_model
@@ -17,11 +19,14 @@ from engine.inference.sglang import SglangGenerator
 from engine.inference.sglang_config import SglangConfig
 from engine.train_config import TrainConfig
 
-STEP_S = 0.1
+FASTER = 10
+"""Tokens and tools take so much less time than the law says: here it is spent."""
 
 
 def over_http(law: Law, *, num_batches: int, folder: Path, seed: int) -> Record:
     """A run over all prompts of the law with one server, of any number of slots."""
+    names = ("token_s", "latency_median_s", "latency_max_s")
+    law = msgspec.structs.replace(law, **{name: getattr(law, name) / FASTER for name in names})
     workload = Workload(law, seed=seed, folder=folder)
     book = Book(folder / f"journal-{time.monotonic_ns()}")
     train = TrainConfig(batch_size=law.num_prompts // num_batches, checkpoint_every=law.num_prompts)
@@ -31,7 +36,7 @@ def over_http(law: Law, *, num_batches: int, folder: Path, seed: int) -> Record:
         """Seconds of the wall and of the CPU."""
         async with SglangGenerator(url, SglangConfig(), model_path=model) as generator:
             started_s = time.process_time()
-            trainer = ScriptedTrainer(step_s=STEP_S, publish_s=0.0)
+            trainer = ScriptedTrainer(step_s=0.1, publish_s=0.0)
             makespan_s, _ = await run(workload, [generator], train=train, book=book, trainer=trainer)
             return makespan_s, time.process_time() - started_s
 

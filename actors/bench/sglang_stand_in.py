@@ -30,8 +30,17 @@ _HEAD = "HTTP/1.1 {status} Status\r\ncontent-type: {kind}\r\n{length}\r\n\r\n"
 def write_model(folder: Path, *, vocab_size: int) -> str:
     """Say in `folder` what model the stand-in serves; a client reads nothing else of it."""
     folder.mkdir(exist_ok=True)
-    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1}
-    shape = ModelShape(kind="qwen3", vocab_size=vocab_size, head_dim=4, max_positions=MAX_LENGTH, **sizes)
+    shape = ModelShape(
+        kind="qwen3",
+        vocab_size=vocab_size,
+        hidden_size=8,
+        intermediate_size=8,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=4,
+        max_positions=MAX_LENGTH,
+    )
     write_config(folder, shape)
     return str(folder)
 
