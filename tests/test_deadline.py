@@ -22,13 +22,16 @@ def test_waits_that_are_short_enough_may_be_many() -> None:
 
 @pytest.mark.parametrize("waits", [(), (0.5,), (1.9, 0.1), (1.0, 1.0, 1.0)])
 def test_one_that_is_too_long_ends_so_many_seconds_behind_the_last_renewal(waits: tuple[float, ...]) -> None:
+    async def wait() -> None:
+        async with Patience(2.0) as patience:
+            for seconds in waits:
+                await asyncio.sleep(seconds)
+                patience.renew()
+            await asyncio.sleep(100.0)
+
     async def main() -> float:
         with pytest.raises(TimeoutError):
-            async with Patience(2.0) as patience:
-                for seconds in waits:
-                    await asyncio.sleep(seconds)
-                    patience.renew()
-                await asyncio.sleep(100.0)
+            await wait()
         return asyncio.get_running_loop().time()
 
     assert run_virtual(main()) == pytest.approx(sum(waits) + 2.0)
