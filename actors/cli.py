@@ -125,6 +125,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_bench(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("name", choices=(*NAMES, "all"))
+    bench.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="for control: law.latency_median_s=2, or a file"
+    )
     bench.add_argument("--quick", action="store_true", help="small sizes; minutes, not more")
     bench.add_argument("--json", metavar="FILE", help="write the figures there too")
     bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="for learner (default cpu)")

@@ -205,6 +205,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     with Display(Path()) as display:
         names = NAMES if arguments.name == "all" else (arguments.name,)
         options = {"is_quick": arguments.quick, "sglang_python": arguments.sglang_python, "device": arguments.device}
+        options["overrides"] = arguments.overrides
         reports = [run_bench(name, on_progress=display.note, **options) for name in names]
         for report in reports:
             for arm, found in report.arms.items():

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 
+from actors.collector import rarely
 from actors.config import Config
 from actors.control import run_control
 from actors.credit import credit
@@ -193,10 +194,11 @@ class Training:
         )
         dog = self._watchdog(runtime)
         self._log.on_event = dog.progress
-        async with asyncio.TaskGroup() as tasks:
-            watching = tasks.create_task(dog.watch(), name="watchdog")
-            await controller.run()
-            watching.cancel()
+        with rarely():
+            async with asyncio.TaskGroup() as tasks:
+                watching = tasks.create_task(dog.watch(), name="watchdog")
+                await controller.run()
+                watching.cancel()
 
     def _watchdog(self, runtime: LocalRuntime) -> Watchdog:
         config = self._config.runtime

@@ -4,6 +4,7 @@ An array field is one-dimensional and its dtype is its annotation, so a frame ca
 32,768-token sample decodes in about 11 microseconds, against 5,445 as a list. Decoded arrays are read-only views.
 """
 
+from functools import cache
 from typing import Any, Generic, TypeVar, cast, get_args, get_origin
 
 import msgspec
@@ -27,10 +28,15 @@ def _encode_array(value: Any) -> Any:
 
 
 def _decode_array(kind: Any, value: Any) -> Any:
-    if get_origin(kind) is np.ndarray:
-        dtype = np.dtype(get_args(get_args(kind)[1])[0])
-        return np.frombuffer(value, dtype=dtype)
-    raise NotImplementedError(f"cannot decode {kind}")
+    return np.frombuffer(value, dtype=_dtype_of(kind))
+
+
+@cache
+def _dtype_of(kind: Any) -> "np.dtype[Any]":
+    """Of an annotation such as `NDArray[np.int32]`."""
+    if get_origin(kind) is not np.ndarray:
+        raise NotImplementedError(f"cannot decode {kind}")
+    return np.dtype(get_args(get_args(kind)[1])[0])
 
 
 _ENCODER = msgspec.msgpack.Encoder(enc_hook=_encode_array)

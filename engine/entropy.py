@@ -10,6 +10,8 @@ import numpy as np
 
 from engine.types import Float32, Float64
 
+_LOWEST = float(np.finfo(np.float64).min)
+
 
 class Interval(msgspec.Struct, frozen=True):
     """Bounds of an entropy in nats; equal where the backend sees the whole distribution."""
@@ -54,7 +56,7 @@ def probe_mean(low_K: Float32, high_K: Float32) -> Interval:
     """
     if not low_K.size:
         return Interval(0.0, 0.0)
-    return Interval(float(low_K.mean()), float(high_K.mean()))
+    return Interval(float(np.add.reduce(low_K) / low_K.size), float(np.add.reduce(high_K) / high_K.size))
 
 
 def entropy_bounds(top_logprobs_TN: Float32, *, vocab_size: int) -> tuple[Float64, Float64]:
@@ -71,11 +73,12 @@ def entropy_bounds(top_logprobs_TN: Float32, *, vocab_size: int) -> tuple[Float6
     """
     logprobs = top_logprobs_TN.astype(np.float64)
     probabilities = np.exp(logprobs)
-    seen = -(probabilities * np.where(np.isneginf(logprobs), 0.0, logprobs)).sum(-1)
+    # What has no probability at all adds nothing, however far from 0 its logarithm is taken to be.
+    seen = -np.einsum("tn,tn->t", probabilities, np.maximum(logprobs, _LOWEST))
     num_unseen = vocab_size - logprobs.shape[-1]
-    smallest = logprobs.min(-1)
+    smallest = np.minimum.reduce(logprobs, -1)
     # What rounding leaves of 1 is no mass: the tail cannot hold more than its tokens at p_n each, nothing for p_n = 0.
-    unseen = np.minimum(1.0 - probabilities.sum(-1), num_unseen * np.exp(smallest))
+    unseen = np.minimum(1.0 - np.add.reduce(probabilities, -1), num_unseen * np.exp(smallest))
     has_tail = unseen > 1e-9
     unseen = np.where(has_tail, unseen, 0.0)
     low = seen - unseen * np.where(has_tail, smallest, 0.0)

@@ -150,7 +150,7 @@ class MetricsFold:
                 counts["prefilled"] += event.num_prefilled_tokens
                 counts["cached"] += event.num_cached_tokens
                 if event.versions.size:
-                    oldest = int(event.versions.min())
+                    oldest = min(event.versions.tolist())
                     self._oldest[event.prompt_id] = min(self._oldest.get(event.prompt_id, oldest), oldest)
             case ToolRequested():
                 counts["requested"] += 1

@@ -28,8 +28,7 @@ class EntropyMonitor:
         A segment that ends inside the probe is judged by the tokens there are; a branch cannot begin at its end.
         """
         observation = len(path.marks)
-        looks = self._policy.looks_ahead or self._policy.looks_behind
-        if path.num_considered >= observation or not looks:
+        if path.num_considered >= observation or not (self._policy.looks_ahead or self._policy.looks_behind):
             return None
         k = self._policy.probe_tokens
         sampled = path.length - path.segment_start

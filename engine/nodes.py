@@ -1,8 +1,8 @@
 """NodeStore: the token runs that the paths of one tree share, split only where a branch starts inside one."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -10,6 +10,35 @@ from engine.types import Float32, Int32, Node, NodeKind
 
 _NO_IDS = np.empty(0, np.int32)
 _NO_FLOATS = np.empty(0, np.float32)
+
+
+class Piece(NamedTuple):
+    """Some tokens of a run, in order. For those that were not sampled the other arrays are empty."""
+
+    token_ids: Int32
+    logprobs: Float32 = _NO_FLOATS
+    entropy_low: Float32 = _NO_FLOATS
+    entropy_high: Float32 = _NO_FLOATS
+    versions: Int32 = _NO_IDS
+
+    def part(self, where: slice) -> "Piece":
+        return Piece(
+            self.token_ids[where],
+            self.logprobs[where],
+            self.entropy_low[where],
+            self.entropy_high[where],
+            self.versions[where],
+        )
+
+
+def _join(pieces: Sequence[Piece]) -> Piece:
+    return Piece(
+        np.concatenate([piece.token_ids for piece in pieces]),
+        np.concatenate([piece.logprobs for piece in pieces]),
+        np.concatenate([piece.entropy_low for piece in pieces]),
+        np.concatenate([piece.entropy_high for piece in pieces]),
+        np.concatenate([piece.versions for piece in pieces]),
+    )
 
 
 class Tipped(Protocol):
@@ -25,39 +54,39 @@ class Run:
     index: int
     parent: int
     kind: NodeKind
-    token_ids: Int32
-    logprobs: Float32 = field(default_factory=lambda: _NO_FLOATS)
-    entropy_low: Float32 = field(default_factory=lambda: _NO_FLOATS)
-    entropy_high: Float32 = field(default_factory=lambda: _NO_FLOATS)
-    versions: Int32 = field(default_factory=lambda: _NO_IDS)
-    has_children: bool = False
+    pieces: list[Piece] = field(default_factory=list[Piece])
+    size: int = 0
+    """Tokens."""
+    is_closed: bool = False
+    """It has a child, or a path began at its end: whoever goes on from there does so in a run of its own."""
+
+    def append(self, piece: Piece) -> None:
+        self.pieces.append(piece)
+        self.size += piece.token_ids.size
+
+    @property
+    def whole(self) -> Piece:
+        """All of it; put together when somebody asks, and not with each of many small pieces."""
+        if len(self.pieces) != 1:
+            self.pieces = [_join(self.pieces)]
+        return self.pieces[0]
 
     def cut(self, at: int, *, index: int) -> "Run":
         """Keep the tokens before `at`; return those behind as a child with this `index`."""
-        tail = Run(
-            index,
-            self.index,
-            self.kind,
-            self.token_ids[at:],
-            self.logprobs[at:],
-            self.entropy_low[at:],
-            self.entropy_high[at:],
-            self.versions[at:],
-            self.has_children,
-        )
-        self.token_ids, self.logprobs, self.versions = self.token_ids[:at], self.logprobs[:at], self.versions[:at]
-        self.entropy_low, self.entropy_high = self.entropy_low[:at], self.entropy_high[:at]
-        self.has_children = True
+        whole = self.whole
+        tail = Run(index, self.index, self.kind, [whole.part(slice(at, None))], self.size - at, self.is_closed)
+        self.pieces, self.size, self.is_closed = [whole.part(slice(at))], at, True
         return tail
 
     def freeze(self, parent: int) -> Node:
+        tokens = self.whole
         return Node(
             parent=parent,
             kind=self.kind,
-            token_ids=self.token_ids,
-            logprobs=self.logprobs,
-            versions=self.versions,
-            entropies=(self.entropy_low + self.entropy_high) * np.float32(0.5),
+            token_ids=tokens.token_ids,
+            logprobs=tokens.logprobs,
+            versions=tokens.versions,
+            entropies=(tokens.entropy_low + tokens.entropy_high) * np.float32(0.5),
         )
 
 
@@ -68,7 +97,7 @@ class NodeStore:
     """
 
     def __init__(self, prompt: Int32, *, paths: Iterable[Tipped]) -> None:
-        self._runs = [Run(0, -1, NodeKind.PROMPT, prompt)]
+        self._runs = [Run(0, -1, NodeKind.PROMPT, [Piece(prompt)], prompt.size)]
         self._paths = paths
 
     def walk(self, tip: int) -> Iterator[Run]:
@@ -82,26 +111,26 @@ class NodeStore:
     def tail(self, path: Tipped, kind: NodeKind) -> Run:
         """The run `path` may append to: its tip where no other path shares it, else a new child of the tip."""
         tip = self._runs[path.tip]
-        is_shared = tip.has_children or any(p is not path and p.tip == path.tip for p in self._paths)
-        if tip.kind is kind and not is_shared:
+        if tip.kind is kind and not tip.is_closed:
             return tip
-        tip.has_children = True
-        run = Run(len(self._runs), path.tip, kind, _NO_IDS)
+        tip.is_closed = True
+        run = Run(len(self._runs), path.tip, kind)
         self._runs.append(run)
         path.tip = run.index
         return run
 
     def split(self, tip: int, length: int) -> int:
-        """Make a node end `length` tokens behind the root on the way to `tip`, and return it.
+        """Make a node end `length` tokens behind the root on the way to `tip`, and return it: a path begins there.
 
         Raises `ValueError` where the path is shorter.
         """
         position = 0
         for run in self.walk(tip):
-            end = position + run.token_ids.size
+            end = position + run.size
             if length <= end:
                 if length < end:
                     self._cut(run, length - position)
+                run.is_closed = True
                 return run.index
             position = end
         raise ValueError(f"no position {length} on a path of {position} tokens")

@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from engine.branching import Branching
 from engine.coins import seed_of
+from engine.deadline import Patience
 from engine.errors import GeneratorError, RequestRefusedError, ToolError
 from engine.events import (
     AnyTreeEvent,
@@ -26,7 +27,7 @@ from engine.renderer import Renderer
 from engine.rollout_config import SamplingConfig
 from engine.stop_seam import StopSeam
 from engine.tree import Path, TreeBuilder
-from engine.types import Completion, GenerateRequest, Reward, RolloutStatus, SamplingParams, ToolCall, ToolResult
+from engine.types import GenerateRequest, Int32, Reward, RolloutStatus, SamplingParams, ToolCall, ToolResult
 
 logger = logging.getLogger(__name__)
 
@@ -76,11 +77,12 @@ class PathRunner:
             if not path.finish_reason:
                 await self._sample(path)
                 continue
-            wanted = self._renderer.parse(self._tree.segment(path)) if path.finish_reason == "stop" else ()
+            segment = self._tree.segment(path)
+            wanted = self._renderer.parse(segment) if path.finish_reason == "stop" else ()
             if path.finish_reason == "length" or (wanted and len(path.marks) >= self._sampling.max_turns):
                 await self._end(path, RolloutStatus.TRUNCATED)
             elif wanted:
-                await self._observe(path, wanted, ledger)
+                await self._observe(path, segment, wanted, ledger)
             else:
                 await self._end(path, RolloutStatus.COMPLETED)
 
@@ -98,8 +100,8 @@ class PathRunner:
             except RequestRefusedError as refusal:
                 await self._end(path, RolloutStatus.FAILED, detail=str(refusal))
                 return
-            except GeneratorError as failure:
-                error = str(failure)
+            except (GeneratorError, TimeoutError) as failure:
+                error = str(failure) or f"no chunk within {self._sampling.chunk_timeout_s:g} s"
                 logger.warning("%s path %d: %s (attempt %d)", self._prompt_id, path.number, error, attempt + 1)
                 await asyncio.sleep(RETRY_S * 2**attempt)
             if path.finish_reason:
@@ -107,10 +109,12 @@ class PathRunner:
         await self._end(path, RolloutStatus.FAILED, detail=error or "the stream ended without a finish reason")
 
     async def _stream(self, path: Path, request: GenerateRequest) -> None:
-        seam = StopSeam(self._renderer, self._tree.segment(path))
+        seam = StopSeam(self._renderer, request.token_ids[path.segment_start :])
         fork_at = path.length + request.fork_after
-        async with contextlib.aclosing(self._generator.generate(request)) as chunks:
-            while (chunk := await self._next(chunks)) is not None:
+        silence_s = self._sampling.chunk_timeout_s
+        async with contextlib.aclosing(self._generator.generate(request)) as chunks, Patience(silence_s) as patience:
+            async for chunk in chunks:
+                patience.renew()
                 cut = seam.cut(chunk)
                 self._emit(
                     TokensSampled(
@@ -132,14 +136,6 @@ class PathRunner:
                     return
                 if path.length == fork_at:
                     seam = StopSeam(self._renderer, self._tree.segment(path))
-
-    async def _next(self, chunks: AsyncGenerator[Completion, None]) -> Completion | None:
-        """The next chunk, or None at the end; a server that says nothing for too long has failed."""
-        try:
-            async with asyncio.timeout(self._sampling.chunk_timeout_s):
-                return await anext(chunks, None)
-        except TimeoutError:
-            raise GeneratorError(f"no chunk within {self._sampling.chunk_timeout_s:g} s") from None
 
     def _room(self, path: Path) -> int:
         """Tokens the present segment may still grow by."""
@@ -176,7 +172,7 @@ class PathRunner:
 
     # -- tools ------------------------------------------------------------------------------------------------
 
-    async def _observe(self, path: Path, wanted: Sequence[ToolCall], ledger: PathLedger) -> None:
+    async def _observe(self, path: Path, segment: Int32, wanted: Sequence[ToolCall], ledger: PathLedger) -> None:
         """Run the calls of one turn concurrently and show the policy their results, in the order of the calls.
 
         Calls that a journal already knows are not requested again, and their results are not computed again. One that
@@ -184,21 +180,28 @@ class PathRunner:
         so it has run *at least* once, and takes one place under the budget. Interrupted again, it has failed.
         """
         first = path.num_observed_calls
-        async with asyncio.TaskGroup() as group:
-            for index, call in enumerate(wanted, start=first):
-                tools = self._tools
-                if index >= len(path.calls):
-                    self._emit(ToolRequested(prompt_id=self._prompt_id, path=path.number, call=call, index=index))
-                elif index in path.results:
-                    continue
-                elif index in path.rerun:
-                    tools = _GivesUp()
-                else:
-                    self._emit(ToolRerun(prompt_id=self._prompt_id, path=path.number, index=index))
-                name = f"{self._prompt_id}/{path.number}/{call.name}"
-                group.create_task(self._call(path, index, ledger, tools), name=name)
+        hosts: dict[int, ToolHost] = {}
+        for index, call in enumerate(wanted, start=first):
+            tools = self._tools
+            if index >= len(path.calls):
+                self._emit(ToolRequested(prompt_id=self._prompt_id, path=path.number, call=call, index=index))
+            elif index in path.results:
+                continue
+            elif index in path.rerun:
+                tools = _GivesUp()
+            else:
+                self._emit(ToolRerun(prompt_id=self._prompt_id, path=path.number, index=index))
+            hosts[index] = tools
+        if len(hosts) == 1:  # as in most turns: the task of the path can do it
+            for index, tools in hosts.items():
+                await self._call(path, index, ledger, tools)
+        else:
+            async with asyncio.TaskGroup() as group:
+                for index, tools in hosts.items():
+                    name = f"{self._prompt_id}/{path.number}/{path.calls[index].name}"
+                    group.create_task(self._call(path, index, ledger, tools), name=name)
         results = [path.results[index] for index in range(first, first + len(wanted))]
-        tokens = self._renderer.render_results(results, segment=self._tree.segment(path))
+        tokens = self._renderer.render_results(results, segment=segment)
         self._emit(Observed(prompt_id=self._prompt_id, path=path.number, token_ids=tokens))
         self._on_progress(path)
 

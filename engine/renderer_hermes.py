@@ -102,7 +102,7 @@ class HermesRenderer:
 
     def text(self, token_ids: Sequence[int] | Int32) -> str:
         """The tokens as text, control tokens included."""
-        return self._tokenizer.decode([int(i) for i in token_ids])
+        return self._tokenizer.decode(np.asarray(token_ids).tolist())
 
 
 def _read_call(body: str) -> ToolCall:

@@ -64,6 +64,8 @@ class TagRenderer:
         A token may complete the tag and hold more, as `>\\n` or `>.` does; the tag still ends the segment. Earlier
         calls in the segment, and a tag behind which the policy went on, count for nothing.
         """
+        if len(token_ids) and token_ids[-1] in self.stop_token_ids:
+            return ()  # it went on: with the end of its text
         text = self.text(token_ids)
         closings = list(self._closing.finditer(text))
         if not closings:
@@ -96,7 +98,7 @@ class TagRenderer:
 
     def text(self, token_ids: Sequence[int] | Int32) -> str:
         """The tokens as text, control tokens included."""
-        return self._tokenizer.decode([int(i) for i in token_ids])
+        return self._tokenizer.decode(np.asarray(token_ids).tolist())
 
 
 def _parameter(spec: ToolSpec) -> str:

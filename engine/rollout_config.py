@@ -52,5 +52,6 @@ class RolloutConfig(Section, frozen=True):
     granting: AnyGranting = Paper()
     sampling: SamplingConfig = SamplingConfig()
     budget: BudgetConfig = BudgetConfig()
-    stream_interval: Positive = 16
-    """Tokens in a streamed chunk of a path that no entropy monitor watches."""
+    stream_interval: Positive = 32
+    """Tokens in a streamed chunk of a path that no entropy monitor watches: what a segment may lose when its generator
+    or this process ends. Each chunk is an event, and costs as much whatever its length."""

@@ -87,7 +87,7 @@ class HfTokenizer:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of the tokens, special ones included; ids that name no token are left out."""
-        return self._backend.decode([int(i) for i in token_ids], skip_special_tokens=False)
+        return self._backend.decode(list(token_ids), skip_special_tokens=False)
 
     def apply_chat_template(self, messages: Sequence[dict[str, str]], *, tools: Sequence[ToolSpec] = ()) -> str:
         """Render messages up to and including the header of the assistant's turn."""

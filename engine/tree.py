@@ -35,7 +35,7 @@ from engine.events import (
     ToolRequested,
     ToolRerun,
 )
-from engine.nodes import NodeStore
+from engine.nodes import NodeStore, Piece
 from engine.types import (
     FinishReason,
     Float32,
@@ -187,7 +187,7 @@ class TreeBuilder:
 
     def token_ids(self, path: Path) -> Int32:
         """All tokens of a path: what the next request sends."""
-        return np.concatenate([run.token_ids for run in self._nodes.walk(path.tip)])
+        return np.concatenate([run.whole.token_ids for run in self._nodes.walk(path.tip)])
 
     def segment(self, path: Path) -> Int32:
         """What the policy has sampled on this path since the last observation."""
@@ -199,13 +199,13 @@ class TreeBuilder:
         highs: list[Float32] = []
         position = 0
         for run in self._nodes.walk(path.tip):
-            end = position + run.token_ids.size
+            end = position + run.size
             if end > start and count > 0:
                 if run.kind is not NodeKind.SAMPLED:
                     break
                 where = slice(max(start - position, 0), max(start - position, 0) + count)
-                lows.append(run.entropy_low[where])
-                highs.append(run.entropy_high[where])
+                lows.append(run.whole.entropy_low[where])
+                highs.append(run.whole.entropy_high[where])
                 count -= lows[-1].size
             position = end
         return np.concatenate([_NO_FLOATS, *lows]), np.concatenate([_NO_FLOATS, *highs])
@@ -237,12 +237,8 @@ class TreeBuilder:
     def _sample(self, event: TokensSampled) -> None:
         path = self.paths[event.path]
         if event.token_ids.size:
-            run = self._nodes.tail(path, NodeKind.SAMPLED)
-            run.token_ids = np.concatenate([run.token_ids, event.token_ids])
-            run.logprobs = np.concatenate([run.logprobs, event.logprobs])
-            run.entropy_low = np.concatenate([run.entropy_low, event.entropy_low])
-            run.entropy_high = np.concatenate([run.entropy_high, event.entropy_high])
-            run.versions = np.concatenate([run.versions, event.versions])
+            piece = Piece(event.token_ids, event.logprobs, event.entropy_low, event.entropy_high, event.versions)
+            self._nodes.tail(path, NodeKind.SAMPLED).append(piece)
             path.length += event.token_ids.size
         path.finish_reason = event.finish_reason
         self.num_cached += event.num_cached_tokens
@@ -250,8 +246,7 @@ class TreeBuilder:
 
     def _observe(self, event: Observed) -> None:
         path = self.paths[event.path]
-        run = self._nodes.tail(path, NodeKind.OBSERVED)
-        run.token_ids = np.concatenate([run.token_ids, event.token_ids])
+        self._nodes.tail(path, NodeKind.OBSERVED).append(Piece(event.token_ids))
         path.length += event.token_ids.size
         path.finish_reason = ""
         path.marks.append(Mark(path.length, len(path.calls)))

@@ -3,8 +3,7 @@
 import asyncio
 import math
 import random
-from collections.abc import AsyncGenerator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Iterable
 
 from tools.breaker import Breaker
 from tools.schema import Tool
@@ -55,15 +54,9 @@ class Host:
         tools = list(tools)
         self.name = name
         self.breaker = breaker
-        self._permits = asyncio.Semaphore(min(tool.max_concurrency for tool in tools))
+        self.permits = asyncio.Semaphore(min(tool.max_concurrency for tool in tools))
         rates = [tool.calls_per_s for tool in tools if tool.calls_per_s > 0]
         self._rate = Rate(min(rates)) if rates else None
-
-    @asynccontextmanager
-    async def permit(self) -> AsyncGenerator[None]:
-        """Hold one of the permits; a cancelled wait gives it on."""
-        async with self._permits:
-            yield
 
     async def turn(self) -> None:
         """Wait for the rate; done before each attempt, behind a permit."""

@@ -10,13 +10,11 @@
 """
 
 import asyncio
-import contextlib
 import logging
 import random
-from collections.abc import AsyncGenerator, Callable
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
-
-import msgspec
 
 from engine.errors import ToolError, boundary
 from engine.types import ToolResult, ToolStatus
@@ -41,17 +39,18 @@ class Lane:
         self.host = host
         self._is_closed = is_closed
         self._rng = rng
-        self._counts = ToolStatistics()
+        self._counts: Counter[str] = Counter()
+        self._slowest_s = 0.0
         self._latency = LatencyRecorder()
 
     @property
     def statistics(self) -> ToolStatistics:
-        return msgspec.structs.replace(self._counts, latency=self._latency.snapshot())
+        return ToolStatistics(**self._counts, slowest_s=self._slowest_s, latency=self._latency.snapshot())
 
     def count(self, **changes: float) -> None:
         """Add to counters by name."""
-        old = self._counts
-        self._counts = msgspec.structs.replace(old, **{key: getattr(old, key) + by for key, by in changes.items()})
+        for name, by in changes.items():
+            self._counts[name] += by
 
     async def execute(self, arguments: dict[str, Any]) -> ToolResult:
         """Run with checked arguments, uncut. Everything but cancellation is a result."""
@@ -59,7 +58,8 @@ class Lane:
             return self._refusal(_CLOSED)
         if self.host.breaker.is_open(now_s=_now_s()):
             return self._refusal(_LEFT_ALONE.format(self.host.name))
-        async with self._queue():
+        await self._queue()
+        try:
             if self._is_closed():
                 return self._refusal(_CLOSED)
             # It may have opened while the call queued.
@@ -71,19 +71,23 @@ class Lane:
             except asyncio.CancelledError:
                 self.host.breaker.withdraw(is_probe=admission == "probe")
                 raise
+        finally:
+            self.host.permits.release()
 
-    @contextlib.asynccontextmanager
-    async def _queue(self) -> AsyncGenerator[None]:
+    async def _queue(self) -> None:
+        """Wait for a permit, which the caller gives back, and for the rate; whoever ends here has no permit."""
         asked_s = _now_s()
         self.count(num_waiting=1)
-        async with contextlib.AsyncExitStack() as permits:
+        try:
+            await self.host.permits.acquire()
             try:
-                await permits.enter_async_context(self.host.permit())
                 if not self._is_closed():
                     await self.host.turn()
-            finally:
-                self.count(num_waiting=-1, queued_s=_now_s() - asked_s)
-            yield
+            except BaseException:
+                self.host.permits.release()
+                raise
+        finally:
+            self.count(num_waiting=-1, queued_s=_now_s() - asked_s)
 
     async def _run(self, arguments: dict[str, Any], admission: Admission) -> ToolResult:
         tool, breaker = self.tool, self.host.breaker
@@ -131,7 +135,7 @@ class Lane:
 
     def _result(self, text: str, status: ToolStatus, *, duration_s: float) -> ToolResult:
         self.count(busy_s=duration_s, **{f"num_{status}": 1})
-        self._counts = msgspec.structs.replace(self._counts, slowest_s=max(self._counts.slowest_s, duration_s))
+        self._slowest_s = max(self._slowest_s, duration_s)
         self._latency.add(duration_s)
         return ToolResult(name=self.tool.name, text=text, status=status, duration_s=duration_s)
 

@@ -17,13 +17,14 @@ from typing import Any
 from actors.bench.bench import Record
 from actors.bench.simulation import ROLLOUT, WorkloadPrompts, no_credit
 from actors.bench.workload import Law, Workload
+from actors.collector import rarely
 from engine.clock import run_virtual
 from engine.cohort import Cohort
 from engine.controller import Controller
 from engine.events import AnyEvent, Forked, StepFinished, TokensSampled
 from engine.faults import ScriptedTrainer
 from engine.inference.router import Router
-from engine.inference.scripted import ScriptedGenerator
+from engine.interfaces import Generator
 from engine.journal import Journal
 from engine.metrics import MetricsFold
 from engine.phases import PhaseFold
@@ -33,8 +34,6 @@ from engine.snapshot import SnapshotFold
 from engine.train_config import TrainConfig
 from engine.tree import TreeBuilder
 from engine.types import GenerateRequest, TrajectoryGroup
-
-STEP_S, PUBLISH_S = 4.0, 0.2
 
 
 class Book:
@@ -68,7 +67,15 @@ class Book:
 
 
 def control(
-    law: Law, *, num_generators: int, num_batches: int, folder: Path, seed: int, max_staleness: int = 1
+    law: Law,
+    *,
+    num_generators: int,
+    num_batches: int,
+    folder: Path,
+    seed: int,
+    max_staleness: int = 1,
+    step_s: float = 4.0,
+    publish_s: float = 0.2,
 ) -> Record:
     """A run over all prompts of the law. `num_slots` of the law is for each generator."""
     workload = Workload(law, seed=seed, folder=folder)
@@ -77,8 +84,10 @@ def control(
         batch_size=law.num_prompts // num_batches, max_staleness=max_staleness, checkpoint_every=law.num_prompts
     )
     generators = [workload.generator() for _ in range(num_generators)]
+    trainer = ScriptedTrainer(step_s=step_s, publish_s=publish_s)
     started_s = time.process_time()
-    makespan_s, sampled = run_virtual(_run(workload, generators, train=train, book=book, seed=seed))
+    with rarely():
+        makespan_s, sampled = run_virtual(run(workload, generators, train=train, book=book, trainer=trainer))
     all_s = time.process_time() - started_s
     book.close()
     requests = [request for generator in generators for request in generator.requests]
@@ -97,10 +106,15 @@ def control(
     }
 
 
-async def _run(
-    workload: Workload, generators: Sequence[ScriptedGenerator], *, train: TrainConfig, book: Book, seed: int
+async def run(
+    workload: Workload,
+    generators: Sequence[Generator],
+    *,
+    train: TrainConfig,
+    book: Book,
+    trainer: ScriptedTrainer,
 ) -> tuple[float, int]:
-    """Seconds on the virtual clock, and tokens sampled."""
+    """Seconds on the loop's clock, and tokens sampled."""
     router, tools = Router(generators), workload.tools()
     renderer = workload.renderer(tools)
 
@@ -108,7 +122,7 @@ async def _run(
         rollout = TreeRollout(
             tree,
             config=ROLLOUT,
-            seed=seed,
+            seed=workload.seed,
             cohort=cohort,
             generator=router,
             tools=tools,
@@ -121,6 +135,8 @@ async def _run(
         finally:
             router.forget(tree.prompt.prompt_id)
 
+    loop = asyncio.get_running_loop()
+    started_s = loop.time()
     controller = Controller(
         config=train,
         rollout_config=ROLLOUT,
@@ -129,13 +145,13 @@ async def _run(
         rollout=grow,
         credit=no_credit,
         generators=generators,
-        trainer=ScriptedTrainer(step_s=STEP_S, publish_s=PUBLISH_S),
+        trainer=trainer,
         checkpoint_path=str,
         emit=book,
     )
     await controller.run()
     sampled = sum([(await generator.statistics()).num_sampled_tokens for generator in generators])
-    return asyncio.get_running_loop().time(), sampled
+    return loop.time() - started_s, sampled
 
 
 def policy_s(workload: Workload, requests: Sequence[GenerateRequest]) -> float:
@@ -152,7 +168,8 @@ def policy_s(workload: Workload, requests: Sequence[GenerateRequest]) -> float:
                 tasks.create_task(ask(request))
 
     started_s = time.process_time()
-    run_virtual(main())
+    with rarely():
+        run_virtual(main())
     return time.process_time() - started_s
 
 

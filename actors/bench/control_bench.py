@@ -1,45 +1,55 @@
 """`arpo bench control`: what the control plane costs, and whether it still works when there is much of everything.
 
-| figure           | what it is                                                                                |
-|------------------|-------------------------------------------------------------------------------------------|
-| `us_per_segment` | CPU of the controller's process for each segment, journal and folds included, in process  |
-| `rss_mib`        | its largest memory with 10,000 paths at once                                              |
-| `utilisation`    | share of the slots of 1,024 generators that are busy, in the large simulation             |
-| `staleness`      | mean over its steps, of the oldest token of each                                          |
-| `forks`          | that it granted                                                                           |
-| `large_us`       | CPU for each of its segments                                                              |
-| `large_wall_s`   | how long it took                                                                          |
+| figure                | what it is                                                                                |
+|-----------------------|-------------------------------------------------------------------------------------------|
+| `us_per_segment`      | CPU of the controller's process for each segment, journal and folds included, in process  |
+| `us_per_segment_http` | the same with an SGLang server's interface between, and its log-probabilities to read     |
+| `rss_mib`             | its largest memory with 10,000 paths at once                                              |
+| `utilisation`         | share of the slots of 1,024 generators that are busy, in the large simulation             |
+| `staleness`           | mean over its steps, of the oldest token of each                                          |
+| `forks`               | that it granted                                                                           |
+| `large_us`            | CPU for each of its segments                                                              |
+| `large_wall_s`        | how long it took                                                                          |
 
-See `control` for what is real in them. Quick: a hundredth of the generators and of the paths of the large one.
+See `control` for what is real in them, and `control_config` for sizes and distributions, which `law.latency_median_s=2`
+or a TOML file behind the name change. Quick: a hundredth of the generators and of the paths of the large one.
 """
 
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from actors.bench.bench import Bench, Record, Records, median_of
 from actors.bench.control import control, in_own_process
+from actors.bench.control_config import NUM_BATCHES, load_control
+from actors.bench.control_http import over_http
 from actors.bench.simulation import SIZE
-from actors.bench.workload import Law, Workload
-
-CONCURRENT_PATHS = 10_000
-NUM_GENERATORS = 1024
-ALL_PATHS = 100_000
-SLOTS = 32
-"""Of each generator, in the large simulation."""
+from actors.bench.workload import Workload
 
 
-def benches(folder: Path, *, is_quick: bool) -> Sequence[Bench]:
-    """One run of usual size, one with many paths at once, and one that is large in every way."""
-    law = Law(num_prompts=64 if is_quick else 256)
-    shrink = 100 if is_quick else 1
-    many = Law(num_prompts=CONCURRENT_PATHS // SIZE, num_slots=CONCURRENT_PATHS, num_workers=CONCURRENT_PATHS)
-    workers = ALL_PATHS // shrink
-    large = Law(num_prompts=ALL_PATHS // SIZE // shrink, num_slots=SLOTS, num_workers=workers)
+def benches(folder: Path, *, is_quick: bool, overrides: Sequence[str] = ()) -> Sequence[Bench]:
+    """One run of usual size, in process and over HTTP; one with many paths at once; and one that is large."""
+    config = load_control(overrides, is_quick=is_quick)
+    law, large, at_once = config.law, config.large, config.concurrent_paths
+    many = msgspec.structs.replace(law, num_prompts=at_once // SIZE, num_slots=at_once, num_workers=at_once)
+    scaled = msgspec.structs.replace(
+        law, num_prompts=large.num_paths // SIZE, num_slots=large.slots, num_workers=large.num_paths
+    )
     Workload(law, seed=0, folder=folder)  # makes the tokenizer, once
 
     def usual(seed: int) -> Record:
-        return in_own_process(control, law=law, num_generators=1, num_batches=8, folder=folder, seed=seed)
+        return in_own_process(control, law=law, num_generators=1, num_batches=NUM_BATCHES, folder=folder, seed=seed)
+
+    def http(seed: int) -> Record:
+        return in_own_process(
+            over_http,
+            law=msgspec.structs.replace(law, num_prompts=config.http_prompts),
+            num_batches=2,
+            folder=folder,
+            seed=seed,
+        )
 
     def concurrent(seed: int) -> Record:
         return in_own_process(
@@ -49,17 +59,26 @@ def benches(folder: Path, *, is_quick: bool) -> Sequence[Bench]:
     def scale(seed: int) -> Record:
         started_s = time.monotonic()
         record = in_own_process(
-            control, law=large, num_generators=NUM_GENERATORS // shrink, num_batches=10, folder=folder, seed=seed
+            control,
+            law=scaled,
+            num_generators=large.num_generators,
+            num_batches=large.num_batches,
+            folder=folder,
+            seed=seed,
+            max_staleness=large.max_staleness,
+            step_s=large.step_s,
+            publish_s=large.publish_s,
         )
         return record | {"wall_s": time.monotonic() - started_s}
 
     return (
         Bench(
             name="control",
-            arms={"usual": usual, "concurrent": concurrent},
+            arms={"usual": usual, "http": http, "concurrent": concurrent},
             repetitions=1 if is_quick else 3,
             figures=lambda records: {
                 "us_per_segment": median_of(records, "usual", "us_per_segment"),
+                "us_per_segment_http": median_of(records, "http", "us_per_segment"),
                 "rss_mib": max(record["rss_mib"] for record in records["concurrent"]),
             },
         ),

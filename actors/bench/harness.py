@@ -72,16 +72,20 @@ def run_bench(
     on_progress: Callable[[str], None],
     sglang_python: str | None = None,
     device: learner_bench.Device = "cpu",
+    overrides: Sequence[str] = (),
 ) -> BenchReport:
-    """Run one bench to its end. `sglang_python` is for `prefix`, `device` for `learner`.
+    """Run one bench to its end. `sglang_python` is for `prefix`, `device` for `learner`, `overrides` for `control`.
 
-    Raises `ConfigError` for a name that is none.
+    Raises `ConfigError` for a name that is none, and for keys where there are none.
     """
     if name not in MAKERS:
         raise ConfigError(f"no bench {name!r}: {', '.join(MAKERS)}")
+    if overrides and name != "control":
+        raise ConfigError(f"bench {name}: only `control` takes keys, got {overrides[0]!r}")
     makers = MAKERS | {
         "prefix": partial(prefix_bench.benches, sglang_python=sglang_python),
         "learner": partial(learner_bench.benches, device=device),
+        "control": partial(control_bench.benches, overrides=overrides),
     }
     with tempfile.TemporaryDirectory(prefix="arpo-bench-") as folder:
         return report(name, makers[name](Path(folder), is_quick=is_quick), on_progress=on_progress)

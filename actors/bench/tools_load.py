@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import gc
 import multiprocessing
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from actors.bench.bench import Record
+from actors.collector import rarely
 from engine.errors import ToolError
 from engine.types import ToolCall
 from tools.call_cache import CallCache, MemoryCache, TieredCache
@@ -39,16 +39,12 @@ def limited(num_calls: int) -> Record:
         async with Executor([tool]) as executor:
             await executor.call(_call(-1))  # opens the client, which loads a library
             begun.clear()
-            # Ten thousand calls make the collector look through all that was ever imported, again and again.
-            gc.freeze()
             async with _lags() as lags:
                 started_s = await _call_all(executor, range(num_calls))
         return lags, started_s
 
-    try:
+    with rarely():
         lags, started_s = _beside_a_site(main)
-    finally:
-        gc.unfreeze()
     lags_ms = np.array(lags) * 1e3
     # From when all of them are under way: making ten thousand calls is a second's work, in which nothing else is done.
     under_way = [began_s for began_s in begun if began_s >= started_s]

@@ -12,10 +12,10 @@ import math
 from pathlib import Path
 from statistics import NormalDist
 
-import msgspec
 import numpy as np
 
 from engine.coins import coin, seed_of
+from engine.config import NonNegativeFloat, Positive, PositiveFloat, Section
 from engine.inference.scripted import Script, ScriptedGenerator
 from engine.renderer import Renderer, RendererConfig, make_renderer
 from engine.tokenizer import load_tokenizer
@@ -30,22 +30,23 @@ MIN_SEGMENT_TOKENS = 8
 """Room for a call or an answer, and a word before it."""
 
 
-class Law(msgspec.Struct, frozen=True, kw_only=True):
+class Law(Section, frozen=True):
     """Sizes and distributions."""
 
-    num_prompts: int = 64
-    num_slots: int = 64
+    num_prompts: Positive = 64
+    num_slots: Positive = 64
     """Requests the policy serves at once."""
-    token_s: float = 0.005
-    segment_median: float = 60.0
+    token_s: PositiveFloat = 0.005
+    segment_median: PositiveFloat = 60.0
     """Tokens."""
-    segment_sigma: float = 0.6
-    max_calls: int = 4
-    num_workers: int = 64
+    segment_sigma: NonNegativeFloat = 0.6
+    max_calls: Positive = 4
+    num_workers: Positive = 64
     """Tool calls that run at once."""
-    latency_median_s: float = 0.3
-    latency_sigma: float = 1.2
-    latency_max_s: float = 20.0
+    latency_median_s: PositiveFloat = 0.3
+    """Of a tool."""
+    latency_sigma: NonNegativeFloat = 1.2
+    latency_max_s: PositiveFloat = 20.0
 
 
 class Workload:

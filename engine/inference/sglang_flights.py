@@ -45,13 +45,11 @@ class Flights:
         # SGLang aborts every name once more 2 s after its stream, so no client may use those of another one.
         self._client = uuid4().hex[:12]
         self._num_parts = 0
+        self.num_running = 0
+        """Past the gate."""
         self._busy_s = 0.0
         self._busy_since = 0.0
         self._heard_at = 0.0
-
-    @property
-    def num_running(self) -> int:
-        return sum(flight.is_running for flight in self._all.values())
 
     @property
     def num_waiting(self) -> int:
@@ -78,6 +76,7 @@ class Flights:
             if not self.num_running:
                 self._busy_since = _now()
             flight.is_running = True
+            self.num_running += 1
 
     async def go_on(self, flight: Flight) -> None:
         """Wait until the next part may be sent, or the request is aborted."""
@@ -111,8 +110,10 @@ class Flights:
 
     def end(self, flight: Flight) -> None:
         del self._all[flight.request_id]
-        if flight.is_running and not self.num_running:
-            self._busy_s += _now() - self._busy_since
+        if flight.is_running:
+            self.num_running -= 1
+            if not self.num_running:
+                self._busy_s += _now() - self._busy_since
         self._change()
 
     # -- all of them ------------------------------------------------------------------------------------------------

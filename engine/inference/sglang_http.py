@@ -45,7 +45,13 @@ class SglangHttp:
         # As many connections as requests: the server batches what is in flight. Idle ones are given up before the
         # server, after 5 s, closes them under a request that would then look lost.
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S)
-        self._session = aiohttp.ClientSession(connector=connector, headers=self._headers, timeout=self._connecting)
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            headers=self._headers,
+            timeout=self._connecting,
+            cookie_jar=aiohttp.DummyCookieJar(),  # such servers set none, and looking for some takes its time
+            json_serialize=lambda body: msgspec.json.encode(body).decode(),
+        )
         return self
 
     async def __aexit__(self, *error: object) -> None:
