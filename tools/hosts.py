@@ -3,9 +3,10 @@
 import asyncio
 import math
 import random
-from collections.abc import AsyncGenerator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Iterable
+from contextlib import AbstractAsyncContextManager
 
+from engine.turnstile import Precedence, Turnstile
 from tools.breaker import Breaker
 from tools.schema import Tool
 
@@ -55,15 +56,13 @@ class Host:
         tools = list(tools)
         self.name = name
         self.breaker = breaker
-        self._permits = asyncio.Semaphore(min(tool.max_concurrency for tool in tools))
+        self._permits = Turnstile(min(tool.max_concurrency for tool in tools))
         rates = [tool.calls_per_s for tool in tools if tool.calls_per_s > 0]
         self._rate = Rate(min(rates)) if rates else None
 
-    @asynccontextmanager
-    async def permit(self) -> AsyncGenerator[None]:
-        """Hold one of the permits; a cancelled wait gives it on."""
-        async with self._permits:
-            yield
+    def permit(self, precedence: Precedence) -> AbstractAsyncContextManager[None]:
+        """Hold one of the permits; who waits for one goes by precedence, and a cancelled wait gives it on."""
+        return self._permits.place(precedence)
 
     async def turn(self) -> None:
         """Wait for the rate; done before each attempt, behind a permit."""

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from engine.errors import ToolError, boundary
+from engine.turnstile import Precedence
 from engine.types import ToolResult, ToolStatus
 from tools.breaker import Admission
 from tools.hosts import Host, backoff_s
@@ -53,13 +54,13 @@ class Lane:
         old = self._counts
         self._counts = msgspec.structs.replace(old, **{key: getattr(old, key) + by for key, by in changes.items()})
 
-    async def execute(self, arguments: dict[str, Any]) -> ToolResult:
+    async def execute(self, arguments: dict[str, Any], *, precedence: Precedence) -> ToolResult:
         """Run with checked arguments, uncut. Everything but cancellation is a result."""
         if self._is_closed():
             return self._refusal(_CLOSED)
         if self.host.breaker.is_open(now_s=_now_s()):
             return self._refusal(_LEFT_ALONE.format(self.host.name))
-        async with self._queue():
+        async with self._queue(precedence):
             if self._is_closed():
                 return self._refusal(_CLOSED)
             # It may have opened while the call queued.
@@ -73,12 +74,12 @@ class Lane:
                 raise
 
     @contextlib.asynccontextmanager
-    async def _queue(self) -> AsyncGenerator[None]:
+    async def _queue(self, precedence: Precedence) -> AsyncGenerator[None]:
         asked_s = _now_s()
         self.count(num_waiting=1)
         async with contextlib.AsyncExitStack() as permits:
             try:
-                await permits.enter_async_context(self.host.permit())
+                await permits.enter_async_context(self.host.permit(precedence))
                 if not self._is_closed():
                     await self.host.turn()
             finally:
