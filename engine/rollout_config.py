@@ -57,6 +57,6 @@ class RolloutConfig(Section, frozen=True):
     order: Order = "longest_expected"
     """Who goes first where requests wait for the policy or for tools: of the oldest cohort the one with the longest
     expected remaining work, as learned in the run (see `standing`), or whoever came first. Changes when things happen,
-    and in a deterministic run nothing else."""
+    and in a deterministic run nothing else. Requests at SGLang go in its own order."""
     stream_interval: Positive = 16
     """Tokens in a streamed chunk of a path that no entropy monitor watches."""
