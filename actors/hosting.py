@@ -56,7 +56,8 @@ class ToolAnswers:
     async def __call__(self, body: messages.AnyCall, send: Send) -> None:
         if not isinstance(body, messages.CallTool):
             raise ArpoError(f"a tool worker does not know {type(body).__name__}")
-        await send(messages.ToolCalled(result=await self._tools.call(body.call, history=body.history)), True)
+        result = await self._tools.call(body.call, history=body.history, precedence=body.precedence)
+        await send(messages.ToolCalled(result=result), True)
 
 
 class GeneratorAnswers:

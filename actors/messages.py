@@ -98,6 +98,7 @@ class CallTool(Body, frozen=True):
 
     call: ToolCall
     history: tuple[ToolCall, ...]
+    precedence: tuple[float, ...] = ()
 
 
 class ToolCalled(Body, frozen=True):

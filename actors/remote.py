@@ -10,6 +10,7 @@ from actors import messages
 from actors.wire import Caller
 from engine.errors import ActorLostError, GeneratorError, GeneratorLostError, LearnerError
 from engine.reports import GeneratorStatistics, StepReport
+from engine.turnstile import FIRST_COME, Precedence
 from engine.types import (
     Batch,
     Completion,
@@ -74,12 +75,14 @@ class RemoteTools:
         self._num_calls = [0] * len(workers)
         self.specs = specs
 
-    async def call(self, call: ToolCall, *, history: Sequence[ToolCall] = ()) -> ToolResult:
+    async def call(
+        self, call: ToolCall, *, history: Sequence[ToolCall] = (), precedence: Precedence = FIRST_COME
+    ) -> ToolResult:
         """As `ToolHost.call`. A worker that is lost is a failed call: nobody knows whether the tool had run."""
         number = min(range(len(self._workers)), key=lambda n: (self._num_calls[n], n))
         self._num_calls[number] += 1
         try:
-            body = messages.CallTool(call=call, history=tuple(history))
+            body = messages.CallTool(call=call, history=tuple(history), precedence=precedence)
             answer = await self._workers[number].call(body, ActorLostError)
             assert isinstance(answer, messages.ToolCalled)
             return answer.result

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from engine.budget import Account
 from engine.granting import AnyGranting, Proposal, Ranked
+from engine.outlook import Outlook
 
 
 class Member(Protocol):
@@ -59,10 +60,13 @@ class Cohort:
         tool_calls: Account,
         is_logical: bool,
         num_ranked: int = 0,
+        outlook: Outlook | None = None,
     ) -> None:
         """`size` is how many trees will join; only logical order across trees waits for all of them. `num_ranked`
-        proposals entered the ranking in earlier processes."""
+        proposals entered the ranking in earlier processes. The trees' requests are ordered by `outlook`, and without
+        one they go first come, first served."""
         self.number = number
+        self.outlook = outlook
         self.leaves = leaves
         self.tool_calls = tool_calls
         self._size = size

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from engine.budget import Account
 from engine.cohort import Cohort
+from engine.outlook import Outlook
 from engine.rollout_config import RolloutConfig
 from engine.run_state import CohortUse
 
@@ -27,6 +28,7 @@ class Cohorts:
         self._leaves = Account("run", spent=sum(use.num_leaves for use in self._used.values()))
         spent = sum(use.num_calls for use in self._used.values())
         self._calls = Account("run", limit=config.budget.calls_per_run, spent=spent)
+        self._outlook = Outlook() if config.order == "longest_expected" else None
         self._open: dict[int, Cohort] = {}
 
     def __getitem__(self, number: int) -> Cohort:
@@ -41,6 +43,7 @@ class Cohorts:
                 tool_calls=Account(name, limit=budget.calls_per_cohort, parent=self._calls, spent=use.num_calls),
                 is_logical=self._is_logical,
                 num_ranked=use.num_ranked,
+                outlook=self._outlook,
             )
         return self._open[number]
 

@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from engine.reports import GeneratorStatistics, StepReport
+from engine.turnstile import FIRST_COME, Precedence
 from engine.types import (
     Batch,
     Completion,
@@ -93,8 +94,11 @@ class ToolHost(Protocol):
         """The tools a model may call."""
         ...
 
-    async def call(self, call: ToolCall, *, history: Sequence[ToolCall] = ()) -> ToolResult:
-        """Run one call under its deadline. `history` is what the path called before it."""
+    async def call(
+        self, call: ToolCall, *, history: Sequence[ToolCall] = (), precedence: Precedence = FIRST_COME
+    ) -> ToolResult:
+        """Run one call under its deadline. `history` is what the path called before it; of calls that wait for the
+        same permits the one of the smallest `precedence` goes first."""
         ...
 
 

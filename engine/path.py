@@ -25,8 +25,10 @@ from engine.interfaces import Generator, ToolHost
 from engine.ledger import PathLedger
 from engine.renderer import Renderer
 from engine.rollout_config import SamplingConfig
+from engine.standing import Standing
 from engine.stop_seam import StopSeam
 from engine.tree import Path, TreeBuilder
+from engine.turnstile import FIRST_COME, Precedence
 from engine.types import GenerateRequest, Int32, Reward, RolloutStatus, SamplingParams, ToolCall, ToolResult
 
 logger = logging.getLogger(__name__)
@@ -51,6 +53,7 @@ class PathRunner:
         generator: Generator,
         tools: ToolHost,
         renderer: Renderer,
+        standing: Standing,
         emit: Callable[[AnyTreeEvent], None],
         on_progress: Callable[[Path], None],
     ) -> None:
@@ -68,6 +71,7 @@ class PathRunner:
         self._generator = generator
         self._tools = tools
         self._renderer = renderer
+        self._standing = standing
         self._emit = emit
         self._on_progress = on_progress
 
@@ -157,6 +161,7 @@ class PathRunner:
             ),
             affinity_key=self._prompt_id,
             stream_interval=self._branching.probe_tokens if self._is_probed(path) else self._stream_interval,
+            precedence=self._standing.before_policy(path),
             fork_after=self._fork_after(path),
         )
 
@@ -217,7 +222,9 @@ class PathRunner:
         if reservation is None:
             return ToolResult(name=call.name, text=self._out_of_calls, status="refused")
         with reservation:
-            result = await tools.call(call, history=path.calls[:index])
+            turn = [one.name for one in path.calls[path.num_observed_calls :]]
+            precedence = self._standing.before_tool(path, turn)
+            result = await tools.call(call, history=path.calls[:index], precedence=precedence)
             reservation.settle(result)
         return result
 
@@ -247,5 +254,7 @@ class _GivesUp:
 
     specs = ()
 
-    async def call(self, call: ToolCall, *, history: Sequence[ToolCall] = ()) -> ToolResult:
+    async def call(
+        self, call: ToolCall, *, history: Sequence[ToolCall] = (), precedence: Precedence = FIRST_COME
+    ) -> ToolResult:
         return ToolResult(name=call.name, text=INTERRUPTED, status="error")

@@ -29,6 +29,7 @@ from engine.monitor import EntropyMonitor
 from engine.path import PathRunner
 from engine.renderer import Renderer
 from engine.rollout_config import RolloutConfig
+from engine.standing import Standing
 from engine.tree import Path, TreeBuilder
 from engine.types import TrajectoryGroup
 
@@ -60,6 +61,7 @@ class TreeRollout:
         limit = config.budget.calls_per_prompt
         self._calls = Account(self.prompt_id, limit=limit, parent=cohort.tool_calls, spent=tree.num_executed)
         self._monitor = EntropyMonitor(tree, policy=config.branching, seed=seed, vocab_size=vocab_size)
+        self._standing = Standing(tree, size=config.size, cohort=cohort.number, outlook=cohort.outlook)
         self._runner = PathRunner(
             tree,
             sampling=config.sampling,
@@ -70,6 +72,7 @@ class TreeRollout:
             generator=generator,
             tools=tools,
             renderer=renderer,
+            standing=self._standing,
             emit=self._emit,
             on_progress=self._consider,
         )
@@ -251,4 +254,5 @@ class TreeRollout:
 
     def _emit(self, event: AnyTreeEvent) -> None:
         self._tree.apply(event)
+        self._standing.learn(event)
         self._emit_outside(event)

@@ -1,6 +1,6 @@
 """What a person may say about rollouts: how to sample, when to fork, what to spend."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta
 
@@ -9,6 +9,8 @@ from engine.config import NonNegative, NonNegativeFloat, Positive, PositiveFloat
 from engine.granting import AnyGranting, Paper
 
 OUT_OF_CALLS = "Tool call refused: the budget of tool calls is used up. Answer with what you know."
+
+Order = Literal["longest_expected", "first_come"]
 
 
 class SamplingConfig(Section, frozen=True):
@@ -55,3 +57,7 @@ class RolloutConfig(Section, frozen=True):
     stream_interval: Positive = 32
     """Tokens in a streamed chunk of a path that no entropy monitor watches: what a segment may lose when its generator
     or this process ends. Each chunk is an event, and costs as much whatever its length."""
+    order: Order = "longest_expected"
+    """Who goes first where requests wait for the policy or for tools: of the oldest cohort the one with the longest
+    expected remaining work, as learned in the run (see `standing`), or whoever came first. Changes when things happen,
+    and in a deterministic run nothing else. Requests at SGLang go in its own order."""

@@ -75,6 +75,8 @@ class GenerateRequest(Value, frozen=True):
     """Prefixes are shared within a scope only: what one scope computed is neither read nor noticed by another."""
     stream_interval: int = 16
     """Tokens in a streamed chunk, or a few more; the last one may be shorter. The entropy monitor sets it to its k."""
+    precedence: tuple[float, ...] = ()
+    """Among requests that wait the smallest goes first, ties in the order of arrival (see `turnstile`)."""
     fork_after: int = 0
     """Sampled tokens behind which forks may begin before the request ends (see `Generator.generate`); 0 for none."""
 

@@ -80,12 +80,14 @@ class World:
         events: list[AnyEvent] | None = None,
         seed: int = 0,
         num_generators: int = 1,
+        num_slots: int | None = None,
     ) -> None:
+        """`num_slots` is how many requests each generator serves at once."""
         search = tokenizer.encode("<search> one </search>")
         answer = [*tokenizer.encode("<answer> two </answer>"), tokenizer.eos_token_ids[0]]
         words = np.array(tokenizer.encode("one two three note"), np.int32)
         self.train, self.rollout_config, self.seed = train, rollout, seed
-        self.num_generators = num_generators
+        self.num_generators, self.num_slots = num_generators, num_slots
         self.script = random_script(calls=[search], answer=answer, words=words, num_words=12, token_s=token_s)
         reward = msgspec.json.encode(Reward(score=1.0)).decode()
         self.tools = ScriptedTools(
@@ -105,7 +107,10 @@ class World:
         self.end_s = 0.0
 
     async def main(self) -> None:
-        self.generators = [BusyGenerator(self.script, version=self.state.version) for _ in range(self.num_generators)]
+        self.generators = [
+            BusyGenerator(self.script, version=self.state.version, num_slots=self.num_slots)
+            for _ in range(self.num_generators)
+        ]
         controller = Controller(
             config=self.train,
             rollout_config=self.rollout_config,

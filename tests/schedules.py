@@ -30,6 +30,7 @@ from engine.rollout_config import BudgetConfig, RolloutConfig, SamplingConfig
 from engine.tokenizer import HfTokenizer
 from engine.train_config import TrainConfig
 from engine.tree import TreeBuilder
+from engine.turnstile import FIRST_COME, Precedence
 from engine.types import GenerateRequest, Sample, ToolCall, ToolResult, TrajectoryGroup
 from tests.control_world import World
 from tests.invariants import broken
@@ -74,7 +75,9 @@ class SlowTools:
         self.specs = world.tools.specs
         self.num_running = 0
 
-    async def call(self, call: ToolCall, *, history: Sequence[ToolCall] = ()) -> ToolResult:
+    async def call(
+        self, call: ToolCall, *, history: Sequence[ToolCall] = (), precedence: Precedence = FIRST_COME
+    ) -> ToolResult:
         number = len(self._inner.calls)
         fate = self._dice.coin("tool", number)
         self.num_running += 1

@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -33,7 +34,7 @@ from engine.events import (
 )
 from engine.faults import ScriptedTrainer
 from engine.granting import Paper, Ranked
-from engine.rollout_config import BudgetConfig
+from engine.rollout_config import BudgetConfig, Order
 from engine.run_state import RunState
 from engine.tokenizer import HfTokenizer
 from engine.train_config import TrainConfig
@@ -159,11 +160,11 @@ def test_a_stalled_learner_is_named_not_waited_for(tokenizer: HfTokenizer) -> No
 def test_deterministic_runs_make_the_same_decisions_whatever_the_timing(
     tokenizer: HfTokenizer, granting: Paper | Ranked
 ) -> None:
-    def decisions(**timing: float) -> list[object]:
+    def decisions(order: Order = "longest_expected", **timing: Any) -> list[object]:
         world = World(
             tokenizer,
             train=TrainConfig(batch_size=4, max_staleness=1, deterministic=True),
-            rollout=small(granting=granting),
+            rollout=small(granting=granting, order=order),
             refuses=lambda name: int(name[-3:]) % 5 == 0,
             **timing,
         ).run()
@@ -182,6 +183,7 @@ def test_deterministic_runs_make_the_same_decisions_whatever_the_timing(
 
     usual = decisions()
     assert usual == decisions(token_s=0.3, step_s=0.01) == decisions(latency_s=9.0, publish_s=4.0)
+    assert usual == decisions(num_slots=2) == decisions("first_come", num_slots=2)
     assert usual[0]
 
 

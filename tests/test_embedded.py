@@ -282,6 +282,13 @@ def test_an_id_in_flight_is_refused_and_may_be_used_again_afterwards(model_path:
     engine.submit(ask("a", tokens(5)))
 
 
+def test_requests_that_wait_are_admitted_by_precedence(model_path: str) -> None:
+    engine = EmbeddedEngine(EmbeddedConfig(max_running=1), model_path=model_path)
+    for name, precedence in (("new", (1, -9.0)), ("short", (0, -1.0)), ("long", (0, -2.0)), ("short too", (0, -1.0))):
+        engine.submit(msgspec.structs.replace(ask(name, tokens(20), num_new=3), precedence=precedence))
+    assert list(drain(engine)) == ["long", "short", "short too", "new"]
+
+
 def test_too_little_memory_preempts_and_changes_no_token(model_path: str) -> None:
     requests = [ask(f"r{i}", tokens(20, seed=i), num_new=60, interval=7, seed=i) for i in range(8)]
     roomy = run(EmbeddedEngine(EmbeddedConfig(), model_path=model_path), *requests)

@@ -21,6 +21,7 @@ from typing import Any, Self
 import msgspec
 
 from engine.errors import ConfigError
+from engine.turnstile import FIRST_COME, Precedence
 from engine.types import ToolCall, ToolResult, ToolSpec
 from tools.breaker import DEFAULT_PAUSE_S, DEFAULT_THRESHOLD, Breaker
 from tools.call_cache import CallCache, call_key
@@ -115,14 +116,16 @@ class Executor:
             num_malformed=self._num_malformed,
         )
 
-    async def call(self, call: ToolCall, *, history: Sequence[ToolCall] = ()) -> ToolResult:
+    async def call(
+        self, call: ToolCall, *, history: Sequence[ToolCall] = (), precedence: Precedence = FIRST_COME
+    ) -> ToolResult:
         """Run one call; whatever goes wrong is the result's `status` and one line of text.
 
         `ok`: the tool's text. `malformed`: not executed, since the renderer could not read it, the tool does not
         exist, or the arguments do not fit. `error`: the tool raised, or its host did not answer. `timeout`:
         `timeout_s` passed. `refused`: the executor is closed, or the host is being left alone. `duration_s` is the
         execution alone, without queueing, and 0 where there was none. Cancelling the caller cancels the tool.
-        `history` is what the path called before.
+        `history` is what the path called before; `precedence` decides who goes first among calls that wait for permits.
         """
         if call.malformed:
             self._num_malformed += 1
@@ -139,7 +142,7 @@ class Executor:
             lane.count(num_malformed=1)
             return self._cut(lane, ToolResult(name=call.name, text=str(error), status="malformed"))
         with self._inside(lane):
-            return self._cut(lane, await self._answer(lane, arguments, history))
+            return self._cut(lane, await self._answer(lane, arguments, history, precedence))
 
     @contextlib.contextmanager
     def _inside(self, lane: Lane) -> Generator[None]:
@@ -155,24 +158,30 @@ class Executor:
             if not self._num_inside:
                 self._idle.set()
 
-    async def _answer(self, lane: Lane, arguments: dict[str, Any], history: Sequence[ToolCall]) -> ToolResult:
+    async def _answer(
+        self, lane: Lane, arguments: dict[str, Any], history: Sequence[ToolCall], precedence: Precedence
+    ) -> ToolResult:
         key = call_key(lane.tool, arguments, history=history) if lane.tool.visible else None
         if key is None:
-            return await lane.execute(arguments)
-        result, is_shared = await self._flights.join(key, lambda: self._look_or_execute(lane, key, arguments))
+            return await lane.execute(arguments, precedence=precedence)
+        result, is_shared = await self._flights.join(
+            key, lambda: self._look_or_execute(lane, key, arguments, precedence)
+        )
         lane.count(num_cached=result.is_cached)
         if not is_shared or result.is_cached:
             return result
         lane.count(**{"num_shared" if result.was_answered else f"num_{result.status}": 1})
         return msgspec.structs.replace(result, is_shared=True, duration_s=0.0)
 
-    async def _look_or_execute(self, lane: Lane, key: bytes, arguments: dict[str, Any]) -> ToolResult:
+    async def _look_or_execute(
+        self, lane: Lane, key: bytes, arguments: dict[str, Any], precedence: Precedence
+    ) -> ToolResult:
         if self._cache is None or self._is_closed:
-            return await lane.execute(arguments)
+            return await lane.execute(arguments, precedence=precedence)
         text = await self._cache.get(key)
         if text is not None:
             return ToolResult(name=lane.tool.name, text=text, is_cached=True)
-        result = await lane.execute(arguments)
+        result = await lane.execute(arguments, precedence=precedence)
         if result.status == "ok":
             await self._cache.put(key, result.text)
         return result

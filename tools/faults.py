@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+from engine.turnstile import FIRST_COME, Precedence
 from engine.types import ToolCall, ToolResult, ToolSpec
 from tools.schema import Tool, UnavailableError, tool
 
@@ -55,7 +56,9 @@ class ScriptedTools:
             if name not in self._hidden
         )
 
-    async def call(self, call: ToolCall, *, history: Sequence[ToolCall] = ()) -> ToolResult:
+    async def call(
+        self, call: ToolCall, *, history: Sequence[ToolCall] = (), precedence: Precedence = FIRST_COME
+    ) -> ToolResult:
         self.calls.append(call)
         if call.malformed:
             return ToolResult(name=call.name, text=call.malformed, status="malformed")

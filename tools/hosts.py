@@ -5,6 +5,7 @@ import math
 import random
 from collections.abc import Iterable
 
+from engine.turnstile import Turnstile
 from tools.breaker import Breaker
 from tools.schema import Tool
 
@@ -54,7 +55,8 @@ class Host:
         tools = list(tools)
         self.name = name
         self.breaker = breaker
-        self.permits = asyncio.Semaphore(min(tool.max_concurrency for tool in tools))
+        self.permits = Turnstile(min(tool.max_concurrency for tool in tools))
+        """Whoever waits for one goes by precedence."""
         rates = [tool.calls_per_s for tool in tools if tool.calls_per_s > 0]
         self._rate = Rate(min(rates)) if rates else None
 

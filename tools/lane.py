@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from engine.errors import ToolError, boundary
+from engine.turnstile import Precedence
 from engine.types import ToolResult, ToolStatus
 from tools.breaker import Admission
 from tools.hosts import Host, backoff_s
@@ -52,13 +53,13 @@ class Lane:
         for name, by in changes.items():
             self._counts[name] += by
 
-    async def execute(self, arguments: dict[str, Any]) -> ToolResult:
+    async def execute(self, arguments: dict[str, Any], *, precedence: Precedence) -> ToolResult:
         """Run with checked arguments, uncut. Everything but cancellation is a result."""
         if self._is_closed():
             return self._refusal(_CLOSED)
         if self.host.breaker.is_open(now_s=_now_s()):
             return self._refusal(_LEFT_ALONE.format(self.host.name))
-        await self._queue()
+        await self._queue(precedence)
         try:
             if self._is_closed():
                 return self._refusal(_CLOSED)
@@ -72,19 +73,19 @@ class Lane:
                 self.host.breaker.withdraw(is_probe=admission == "probe")
                 raise
         finally:
-            self.host.permits.release()
+            self.host.permits.leave()
 
-    async def _queue(self) -> None:
+    async def _queue(self, precedence: Precedence) -> None:
         """Wait for a permit, which the caller gives back, and for the rate; whoever ends here has no permit."""
         asked_s = _now_s()
         self.count(num_waiting=1)
         try:
-            await self.host.permits.acquire()
+            await self.host.permits.enter(precedence)
             try:
                 if not self._is_closed():
                     await self.host.turn()
             except BaseException:
-                self.host.permits.release()
+                self.host.permits.leave()
                 raise
         finally:
             self.count(num_waiting=-1, queued_s=_now_s() - asked_s)

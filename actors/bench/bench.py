@@ -15,6 +15,20 @@ Records = Mapping[str, list[Record]]
 """For each arm, the records of its repetitions, in order."""
 
 
+class Timeline(msgspec.Struct, frozen=True, kw_only=True):
+    """How busy something was during one repetition of one arm."""
+
+    seed: int
+    seconds: float
+    """From its begin to its end."""
+    busy: dict[str, list[float]]
+    """By what was busy: its busy share in each of equally long parts of the time."""
+
+
+Timelines = Mapping[str, list[Timeline]]
+"""For each arm that has them, those of its repetitions, in order."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Bench:
     """What is measured. Repetition i runs every arm with seed i, in the order of `arms`."""
@@ -26,6 +40,8 @@ class Bench:
     figures: Callable[[Records], dict[str, float]]
     skipped: Mapping[str, str] = field(default_factory=dict)
     """Arms that this machine has not got what for, and why."""
+    timelines: Timelines = field(default_factory=dict[str, list[Timeline]])
+    """Filled by the arms as they run."""
 
 
 class ArmReport(msgspec.Struct, frozen=True, kw_only=True):

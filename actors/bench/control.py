@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from actors.bench.bench import Record
-from actors.bench.simulation import ROLLOUT, WorkloadPrompts, no_credit
+from actors.bench.simulated_training import WorkloadPrompts, no_credit
+from actors.bench.simulation import ROLLOUT
 from actors.bench.workload import Law, Workload
 from actors.collector import rarely
 from engine.clock import run_virtual

@@ -21,7 +21,7 @@ from actors.bench import (
     tools_bench,
     weights_bench,
 )
-from actors.bench.bench import ArmReport, Bench, arm_report, measure
+from actors.bench.bench import ArmReport, Bench, Timeline, arm_report, measure
 from engine.errors import ConfigError
 
 
@@ -63,6 +63,7 @@ class BenchReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     arms: dict[str, ArmReport]
     skipped: dict[str, str] = {}
     """Arms that were not run, and why."""
+    timelines: dict[str, list[Timeline]] = {}
 
 
 def run_bench(
@@ -96,6 +97,7 @@ def report(name: str, benches: Sequence[Bench], *, on_progress: Callable[[str], 
     figures: dict[str, float] = {}
     arms: dict[str, ArmReport] = {}
     skipped: dict[str, str] = {}
+    timelines: dict[str, list[Timeline]] = {}
     for bench in benches:
         for arm, reason in bench.skipped.items():
             on_progress(f"{bench.name}  {arm}: skipped, {reason}")
@@ -103,7 +105,10 @@ def report(name: str, benches: Sequence[Bench], *, on_progress: Callable[[str], 
         records = measure(bench, on_progress=on_progress)
         figures |= bench.figures(records)
         arms |= {arm: arm_report(found) for arm, found in records.items()}
-    return BenchReport(bench=name, machine=this_machine(), figures=figures, arms=arms, skipped=skipped)
+        timelines |= bench.timelines
+    return BenchReport(
+        bench=name, machine=this_machine(), figures=figures, arms=arms, skipped=skipped, timelines=timelines
+    )
 
 
 def this_machine() -> Machine:

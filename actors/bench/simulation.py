@@ -1,52 +1,42 @@
 """Simulation: the engine's control flow and the released one, on one workload under the virtual clock.
 
-The engine's arms are the real `TreeRollout`, `Cohort`, `Executor`, and with training `Controller` and `GroupBuffer`.
-Both sides have the same slots, workers, renderer and executor, M and N, and the same rule: a path branches at its tool
-result when its coin is at most 1/2, while there are fewer than M. Path p of a prompt makes the same calls after the
-same segments on both sides. What differs is order: which paths get the last places under M, and so what number a
-branch has. The total work is therefore equal in law, not call by call; the records hold it (`slot_s`, `worker_s`).
+The engine's arms are the real `TreeRollout`, `Cohort` and `Executor`. Both sides have the same slots, workers, renderer
+and executor, M and N, and the same rule: a path branches at its tool result when its coin is at most 1/2, while there
+are fewer than M. Path p of a prompt makes the same calls after the same segments on both sides. What differs is order:
+which paths get the last places under M, and so what number a branch has. The total work is therefore equal in law, not
+call by call; the records hold it (`slot_s`, `worker_s`). `simulated_training` has the arms with training behind them.
 """
 
 import asyncio
-from collections.abc import Awaitable, Iterator, Sequence
-
-import msgspec
-import numpy as np
+from collections.abc import Sequence
 
 from actors.bench.barrier import BarrierRollout
-from actors.bench.bench import Record
+from actors.bench.bench import Record, Timeline
+from actors.bench.bounds import bounds, plan_of
 from actors.bench.workload import Workload
 from engine.branching import Official
 from engine.budget import Account
 from engine.clock import run_virtual
 from engine.cohort import Cohort
-from engine.controller import Controller, TrainConfig
-from engine.faults import ScriptedTrainer
 from engine.granting import Paper
 from engine.inference.scripted import ScriptedGenerator
+from engine.outlook import Outlook
 from engine.renderer import Renderer
 from engine.rollout import TreeRollout
-from engine.rollout_config import BudgetConfig, RolloutConfig
-from engine.run_state import RunState
+from engine.rollout_config import BudgetConfig, Order, RolloutConfig
 from engine.tree import TreeBuilder
-from engine.types import Batch, NodeKind, Prompt, Sample, TrajectoryGroup
+from engine.types import NodeKind, Prompt, TrajectoryGroup
 from tools.executor import Executor
 
 SIZE, INITIAL = 16, 8
 """M and N of the paper."""
 ROLLOUT = RolloutConfig(size=SIZE, branching=Official(initial=INITIAL), budget=BudgetConfig(calls_per_path=None))
+NUM_PARTS = 50
+"""Equal parts of a makespan in a timeline."""
 
 
-class Training(msgspec.Struct, frozen=True, kw_only=True):
-    """A learner that takes its time; the workload's prompts are `num_prompts / batch_size` batches."""
-
-    batch_size: int = 16
-    step_s: float = 4.0
-    publish_s: float = 0.2
-
-
-class _Neighbours:
-    """What both control flows talk to, made inside a running loop."""
+class Neighbours:
+    """What all control flows talk to, made inside a running loop."""
 
     def __init__(self, workload: Workload) -> None:
         self.workload = workload
@@ -54,8 +44,8 @@ class _Neighbours:
         self.tools: Executor = workload.tools()
         self.renderer: Renderer = workload.renderer(self.tools)
 
-    def grow(self, tree: TreeBuilder, cohort: Cohort) -> Awaitable[TrajectoryGroup]:
-        return TreeRollout(
+    async def grow(self, tree: TreeBuilder, cohort: Cohort) -> TrajectoryGroup:
+        return await TreeRollout(
             tree,
             config=ROLLOUT,
             seed=self.workload.seed,
@@ -66,6 +56,23 @@ class _Neighbours:
             vocab_size=self.workload.vocab_size,
             emit=lambda event: None,
         ).run()
+
+    async def grow_all(self, prompts: Sequence[Prompt], *, outlook: Outlook | None) -> list[TreeBuilder]:
+        """All of them at once, as one cohort, to the end of the last; without an outlook, first come, first served."""
+        trees = [TreeBuilder(prompt) for prompt in prompts]
+        cohort = Cohort(
+            0,
+            size=len(trees),
+            granting=Paper(),
+            leaves=Account("all"),
+            tool_calls=Account("all"),
+            is_logical=False,
+            outlook=outlook,
+        )
+        async with asyncio.TaskGroup() as tasks:
+            for tree in trees:
+                tasks.create_task(self.grow(tree, cohort), name=tree.prompt.prompt_id)
+        return trees
 
     def barrier(self, prompts: Sequence[Prompt]) -> BarrierRollout:
         return BarrierRollout(
@@ -93,28 +100,31 @@ class _Neighbours:
         }
 
 
-def engine_rollout(workload: Workload) -> Record:
-    """All prompts at once through the engine.
+def engine_rollout(workload: Workload, *, order: Order = ROLLOUT.order) -> Record:
+    """All prompts at once through the engine, and what other orders would have come to with the same work.
 
-    `bound_s` is what no control flow can beat for the same work: the largest of slot-seconds per slot, worker-seconds
-    per worker, and the longest path with nothing to wait for. `fraction_of_bound` is that over the makespan.
+    `fraction_of_bound` is what no control flow can beat over the makespan, `fraction_of_blind` what no order can be
+    expected to beat that does not know how long calls take (see `bounds`).
     """
 
     async def main() -> Record:
-        parts = _Neighbours(workload)
-        trees = [TreeBuilder(prompt) for prompt in workload.prompts()]
-        cohort = Cohort(
-            0, size=len(trees), granting=Paper(), leaves=Account("all"), tool_calls=Account("all"), is_logical=False
-        )
-        async with asyncio.TaskGroup() as tasks:
-            for tree in trees:
-                tasks.create_task(parts.grow(tree, cohort), name=tree.prompt.prompt_id)
+        parts = Neighbours(workload)
+        outlook = Outlook() if order == "longest_expected" else None
+        trees = await parts.grow_all(workload.prompts(), outlook=outlook)
         record = await parts.record()
         law = workload.law
         longest_s = max(critical_s(workload, tree) for tree in trees)
-        bound_s = max(record["slot_s"] / law.num_slots, record["worker_s"] / law.num_workers, longest_s)
-        fraction = bound_s / record["makespan_s"]
-        return {**record, "longest_path_s": longest_s, "bound_s": bound_s, "fraction_of_bound": fraction}
+        plan = plan_of(trees, token_s=law.token_s)
+        found = bounds(plan, num_slots=law.num_slots, num_workers=law.num_workers, longest_s=longest_s)
+        return {
+            **record,
+            "longest_path_s": longest_s,
+            **found,
+            "fraction_of_bound": found["bound_s"] / record["makespan_s"],
+            "fraction_of_blind": found["blind_s"] / record["makespan_s"],
+            "blind_fraction_of_bound": found["bound_s"] / found["blind_s"],
+            "clairvoyant_fraction_of_bound": found["bound_s"] / found["clairvoyant_s"],
+        }
 
     return run_virtual(main())
 
@@ -123,7 +133,7 @@ def barrier_rollout(workload: Workload) -> Record:
     """All prompts in one batch through the released control flow."""
 
     async def main() -> Record:
-        parts = _Neighbours(workload)
+        parts = Neighbours(workload)
         rollout = parts.barrier(workload.prompts())
         await rollout.run()
         return {**await parts.record(), "rounds": float(rollout.num_rounds)}
@@ -131,45 +141,27 @@ def barrier_rollout(workload: Workload) -> Record:
     return run_virtual(main())
 
 
-def engine_training(workload: Workload, training: Training) -> Record:
-    """The prompts in batches through controller and buffer, one step ahead of the learner at most."""
-
-    async def main() -> Record:
-        parts = _Neighbours(workload)
-        controller = Controller(
-            config=TrainConfig(
-                batch_size=training.batch_size, max_staleness=1, checkpoint_every=workload.law.num_prompts
-            ),
-            rollout_config=ROLLOUT,
-            state=RunState(),
-            prompts=WorkloadPrompts(workload),
-            rollout=parts.grow,
-            credit=no_credit,
-            generators=[parts.generator],
-            trainer=ScriptedTrainer(step_s=training.step_s, publish_s=training.publish_s),
-            checkpoint_path=str,
-            emit=lambda event: None,
-        )
-        await controller.run()
-        return await parts.record()
-
-    return run_virtual(main())
+def timeline(workload: Workload, *, makespan_s: float) -> Timeline:
+    """How busy slots and workers were in each part of a run that has ended."""
+    law = workload.law
+    places = {"slots": law.num_slots, "workers": law.num_workers}
+    return Timeline(
+        seed=workload.seed,
+        seconds=makespan_s,
+        busy={
+            what: _shares(workload.occupied[what], makespan_s=makespan_s, num_places=num)
+            for what, num in places.items()
+        },
+    )
 
 
-def barrier_training(workload: Workload, training: Training) -> Record:
-    """The prompts in batches: roll out, wait for all, train, publish, and only then the next batch."""
-
-    async def main() -> Record:
-        parts = _Neighbours(workload)
-        trainer = ScriptedTrainer(step_s=training.step_s, publish_s=training.publish_s)
-        prompts, size = workload.prompts(), training.batch_size
-        for step, start in enumerate(range(0, len(prompts), size), start=1):
-            await parts.barrier(prompts[start : start + size]).run()
-            await trainer.step(Batch(step=step, samples=()))
-            await trainer.publish()
-        return await parts.record()
-
-    return run_virtual(main())
+def _shares(services: Sequence[tuple[float, float]], *, makespan_s: float, num_places: int) -> list[float]:
+    part_s = makespan_s / NUM_PARTS
+    busy_s = [0.0] * NUM_PARTS
+    for begin, end in services:
+        for part in range(int(begin / part_s), min(int(end / part_s), NUM_PARTS - 1) + 1):
+            busy_s[part] += max(min(end, (part + 1) * part_s) - max(begin, part * part_s), 0.0)
+    return [seconds / part_s / num_places for seconds in busy_s]
 
 
 def critical_s(workload: Workload, tree: TreeBuilder) -> float:
@@ -182,18 +174,3 @@ def critical_s(workload: Workload, tree: TreeBuilder) -> float:
         return num_sampled * workload.law.token_s + sum(r.duration_s for r in tree.paths[path].results.values())
 
     return max(seconds(t.path, t.leaf) for t in tree.group().trajectories)
-
-
-class WorkloadPrompts:
-    """The workload as the data set of a controller."""
-
-    def __init__(self, workload: Workload) -> None:
-        self._prompts = workload.prompts()
-
-    def prompts(self, *, start: int = 0) -> Iterator[Prompt]:
-        yield from self._prompts[start:]
-
-
-def no_credit(group: TrajectoryGroup) -> Sample:
-    sizes = [group.tree.token_ids(trajectory.leaf).size for trajectory in group.trajectories]
-    return Sample(group=group, advantages=tuple(np.zeros(size, np.float32) for size in sizes))

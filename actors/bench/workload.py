@@ -4,7 +4,8 @@ What a path does next is a function of (run seed, prompt, number of the path in 
 the same path does the same thing under any control flow. A segment has a lognormal number of tokens, at a constant time
 a token in one of a fixed number of slots; it ends in a call or in the answer, so that a path makes 1 to `max_calls`
 calls with equal probability; a call takes a lognormal time with a heavy tail, in one of a fixed number of workers.
-Slots and workers serve in the order of arrival. Prefill, rewards and the network take no time, and all entropies are 0.
+Slots and workers serve by precedence, and where all have the same in the order of arrival. Prefill, rewards and the
+network take no time, and all entropies are 0.
 """
 
 import asyncio
@@ -52,8 +53,8 @@ class Law(Section, frozen=True):
 class Workload:
     """One law with one seed: the scripted neighbours of a control flow."""
 
-    def __init__(self, law: Law, *, seed: int, folder: Path) -> None:
-        """`folder` gets the tokenizer, once."""
+    def __init__(self, law: Law, *, seed: int, folder: Path, is_watched: bool = False) -> None:
+        """`folder` gets the tokenizer, once. Only what is watched knows what was `occupied`."""
         self.law = law
         self.seed = seed
         words = [f"w{number}" for number in range(NUM_WORDS)]
@@ -62,6 +63,9 @@ class Workload:
         self._tokenizer = load_tokenizer(folder)
         self._words = self._tokenizer.encode(" ".join(words))
         self._search, self._search_end, self.result_end = self._tokenizer.encode("<search> </search> </result>")
+        self.occupied: dict[str, list[tuple[float, float]]] = {"slots": [], "workers": []}
+        """When each service of a slot or a worker began and ended."""
+        self._is_watched = is_watched
         self.answer = [*self._tokenizer.encode("<answer> w0 </answer>"), self._tokenizer.eos_token_ids[0]]
 
     @property
@@ -78,7 +82,13 @@ class Workload:
 
     def generator(self) -> ScriptedGenerator:
         """A policy that says what the law says."""
-        return ScriptedGenerator(self.script, num_slots=self.law.num_slots)
+
+        def served(request: GenerateRequest) -> Script:
+            script = self.script(request)
+            self._occupy("slots", len(script.token_ids) * script.token_s)
+            return script
+
+        return ScriptedGenerator(served, num_slots=self.law.num_slots)
 
     def script(self, request: GenerateRequest) -> Script:
         """The segment of a path (its sampling seed) after so many results (counted in its tokens)."""
@@ -108,7 +118,9 @@ class Workload:
         @tool(timeout_s=2 * self.law.latency_max_s, max_concurrency=self.law.num_workers)
         async def search(query: str) -> str:
             """Wait for as long as the law says."""
-            await asyncio.sleep(self.latency_s(query))
+            latency_s = self.latency_s(query)
+            self._occupy("workers", latency_s)
+            await asyncio.sleep(latency_s)
             return "w0"
 
         @tool(max_concurrency=self.law.num_prompts, visible=False, inline=True)
@@ -120,6 +132,11 @@ class Workload:
 
     def renderer(self, tools: Executor) -> Renderer:
         return make_renderer(RendererConfig(), tokenizer=self._tokenizer, specs=tools.specs)
+
+    def _occupy(self, what: str, seconds: float) -> None:
+        if self._is_watched:
+            now = asyncio.get_running_loop().time()
+            self.occupied[what].append((now, now + seconds))
 
     @staticmethod
     def _lognormal(median: float, sigma: float, seed: int, *names: str | int) -> float:

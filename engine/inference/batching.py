@@ -35,7 +35,7 @@ class Batching:
         self.pool = SlotPool(max_kv_tokens)
         self.radix = RadixCache()
         self.waiting: list[ActiveRequest] = []
-        """In the order of arrival."""
+        """By precedence, ties in the order of arrival."""
         self.salt: Hashable = 0
         self.num_evicted = 0
         self._prefill_chunk = prefill_chunk
@@ -44,8 +44,8 @@ class Batching:
         return f"Batching({self.rows.used.size} running, {len(self.waiting)} waiting, {self.pool!r}, {self.radix!r})"
 
     def wait(self, active: ActiveRequest) -> None:
-        """Queue a request behind all that arrived before it."""
-        bisect.insort(self.waiting, active, key=lambda other: other.arrival)
+        """Queue a request behind all that go before it."""
+        bisect.insort(self.waiting, active, key=lambda other: (other.request.precedence, other.arrival))
 
     def admit(self, *, stop_set: Callable[[tuple[str, ...]], int], only_started: bool) -> None:
         """Move requests from waiting to rows while they fit; with `only_started`, those that had run before."""

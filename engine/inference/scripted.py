@@ -10,6 +10,7 @@ import numpy as np
 from engine.coins import coin, seed_of
 from engine.errors import GeneratorError
 from engine.reports import GeneratorStatistics
+from engine.turnstile import Turnstile
 from engine.types import Completion, FinishReason, GenerateRequest, Int32, UpdateMode, Version, WeightRef
 
 
@@ -36,9 +37,9 @@ class ScriptedGenerator:
     def __init__(
         self, script: Callable[[GenerateRequest], Script], *, version: Version = 0, num_slots: int | None = None
     ) -> None:
-        """`num_slots` requests run at once, others wait in the order of their arrival; None runs all."""
+        """`num_slots` requests run at once, others wait by their precedence; None runs all."""
         self._script = script
-        self._slots = contextlib.nullcontext() if num_slots is None else asyncio.Semaphore(num_slots)
+        self._slots = None if num_slots is None else Turnstile(num_slots)
         self._version = version
         self._aborted: set[str] = set()
         self._running: dict[str, Version] = {}
@@ -53,7 +54,8 @@ class ScriptedGenerator:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Completion, None]:
         """See `interfaces.Generator.generate`."""
         self.requests.append(request)
-        async with self._slots, contextlib.aclosing(self._stream(request)) as chunks:
+        place = self._slots.place(request.precedence) if self._slots else contextlib.nullcontext()
+        async with place, contextlib.aclosing(self._stream(request)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
