@@ -1,6 +1,6 @@
 """A tool of your own and a task for it, with the standard library alone: what is left on a shelf?
 
-    python examples/stock.py write stock     # questions, and traces of a clerk who is careless 4 times in 10
+    python examples/stock.py write stock     # questions, and traces of a careless clerk
     python examples/stock.py serve           # the tool, at http://127.0.0.1:8700
 
 `docs/quickstart.md` trains on it.
@@ -9,14 +9,19 @@
 import json
 import sys
 import zlib
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from random import Random
 
-ITEMS = ("bolts", "nuts", "screws", "nails", "hinges", "hooks", "wires", "valves", "pipes", "gears", "belts", "lamps")
+ITEMS = (
+    *("bolts", "nuts", "screws", "nails", "hinges", "hooks", "wires", "valves", "pipes", "gears", "belts", "lamps"),
+    *("fuses", "pumps", "seals", "rods", "clips", "plugs", "cables", "filters", "springs", "chains", "tubes", "bulbs"),
+)
+AISLES = range(10, 40)
 LEVELS = ("none", "few", "many")
-CARELESS = 0.4
+CARELESS = 0.6
+"""How often the clerk says `many` without having read."""
+TRACES_A_SHELF = 6
 
 
 def level(shelf: str) -> str:
@@ -40,33 +45,34 @@ class Stock(BaseHTTPRequestHandler):
         """Quiet."""
 
 
-def questions(aisles: range) -> Iterator[tuple[str, str]]:
-    """Each shelf of these aisles, and a question about it."""
-    for aisle in aisles:
-        for item in ITEMS:
-            yield f"{item} {aisle}", f"How many {item} are left in aisle {aisle} ?"
+def question(shelf: str) -> str:
+    item, aisle = shelf.split()
+    return f"How many {item} are left in aisle {aisle} ?"
 
 
-def trace(shelf: str, question: str, rng: Random) -> dict[str, object]:
-    """How the clerk answers: looks it up, and does not always say what is there."""
+def trace(shelf: str, rng: Random) -> dict[str, object]:
+    """How the clerk answers: looks it up, and does not always read it."""
     found = level(shelf)
-    said = rng.choice([other for other in LEVELS if other != found]) if rng.random() < CARELESS else found
+    said = "many" if rng.random() < CARELESS else found
     segments = [
         {"text": f"<think> look </think> <stock> {shelf} </stock>", "is_sampled": True},
         {"text": f" <result>\n{found}\n</result>", "is_sampled": False},
-        {"text": f" <think> so </think> <answer> \\boxed{{ {said} }} </answer>", "is_sampled": True},
+        {"text": f" <think> {said} </think> <answer> \\boxed{{ {said} }} </answer>", "is_sampled": True},
     ]
-    return {"prompt": [{"role": "user", "content": question}], "segments": segments}
+    return {"prompt": [{"role": "user", "content": question(shelf)}], "segments": segments}
 
 
 def write(folder: Path) -> None:
-    """`train.jsonl` and `test.jsonl`, whose aisles are others, and `traces.jsonl`."""
+    """`traces.jsonl`, `train.jsonl` and `test.jsonl`; no shelf is in two of them."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = Random(0)
+    shelves = [f"{item} {aisle}" for item in ITEMS for aisle in AISLES]
+    rng.shuffle(shelves)
+    asked = [{"question": question(shelf), "answer": level(shelf)} for shelf in shelves]
     files = {
-        "traces": [trace(shelf, question, rng) for shelf, question in questions(range(10, 60))],
-        "train": [{"question": question, "answer": level(shelf)} for shelf, question in questions(range(60, 90))],
-        "test": [{"question": question, "answer": level(shelf)} for shelf, question in questions(range(90, 100))],
+        "traces": [trace(shelf, rng) for shelf in shelves[:300] for _ in range(TRACES_A_SHELF)],
+        "train": asked[300:600],
+        "test": asked[600:],
     }
     for name, rows in files.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

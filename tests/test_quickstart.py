@@ -45,20 +45,21 @@ def arpo(folder: Path, *words: str, timeout_s: float) -> subprocess.CompletedPro
 
 def test_its_example_writes_the_lines_that_it_shows(tmp_path: Path) -> None:
     subprocess.run([sys.executable, EXAMPLE, "write", "stock"], cwd=tmp_path, check=True, timeout=60)
-    shown = {"question": "How many bolts are left in aisle 61 ?", "answer": "few"}
+    shown = {"question": "How many pipes are left in aisle 20 ?", "answer": "few"}
     assert f"`{json.dumps(shown)}`" in TEXT
     lines = (tmp_path / "stock" / "train.jsonl").read_text().splitlines()
     assert json.dumps(shown) in lines
     traces = [json.loads(line) for line in (tmp_path / "stock" / "traces.jsonl").read_text().splitlines()]
-    wrong = [t for t in traces if t["segments"][1]["text"].split()[1] != t["segments"][2]["text"].split()[-3]]
-    assert 0.35 < len(wrong) / len(traces) < 0.45
+    said = [trace["segments"][2]["text"].split()[1] for trace in traces]
+    found = [trace["segments"][1]["text"].split()[1] for trace in traces]
+    where_few = [word for word, there in zip(said, found, strict=True) if there != "many"]
+    assert 0.55 < where_few.count("many") / len(where_few) < 0.65
 
 
 @pytest.mark.real
 @pytest.mark.timeout(900)
 def test_its_run_learns_to_say_what_the_tool_says(tmp_path: Path) -> None:
     subprocess.run([sys.executable, EXAMPLE, "write", "stock"], cwd=tmp_path, check=True, timeout=60)
-    (tmp_path / "stock.toml").write_text(STOCK)
     port = free_port()
     elsewhere = STOCK.replace("127.0.0.1:8700", f"127.0.0.1:{port}")
     assert elsewhere != STOCK
