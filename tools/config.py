@@ -101,7 +101,7 @@ def build_executor(config: ToolsConfig, *, tools: Sequence[Tool] = (), reward: T
     not set, a server that cannot be started, two tools of one name.
     """
     configured = [*_configured(config), *tools]
-    judge = reward or reward_tool(config.reward.kind)
+    judge = reward or reward_tool(config.reward.kind, tools=[tool.name for tool in configured])
     return Executor(
         [*configured, judge],
         max_result_chars=config.max_result_chars,
