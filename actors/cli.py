@@ -63,6 +63,12 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def command_parsers() -> dict[str, argparse.ArgumentParser]:
+    """The parser of each command, by its name."""
+    (commands,) = (action for action in _parser()._actions if isinstance(action.choices, dict))
+    return dict(commands.choices)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="arpo", description="Train agents that use tools: branching rollouts, asynchronous RL.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -91,12 +97,11 @@ def _parser() -> argparse.ArgumentParser:
         "--concurrency", type=_positive, default=16, metavar="N", help="prompts in flight (default 16)"
     )
     _add_eval(command("eval", "measure a policy; scores as JSON and as a table", has_config=False))
-    doctor = command("doctor", "what can be known before anything is allocated", has_config=False)
-    doctor.add_argument("config", nargs="?", help="a TOML file; without one, what this machine has")
-    doctor.add_argument("overrides", nargs="*", metavar="key=value", help="for example learner.tensor_parallel=4")
-    doctor.add_argument("--gpu-memory-gib", type=_positive, metavar="N", help="memory of a GPU, if none is here")
-    doctor.add_argument("--gpus", type=_positive, metavar="N", help="GPUs there are, if they are not here")
-    doctor.add_argument("--json", action="store_true", help="the findings as a JSON list on stdout")
+    _add_doctor(command("doctor", "what can be known before anything is allocated", has_config=False))
+    config = command("config", "what a configuration comes to, and which file said so", has_config=False)
+    config.add_argument("config", nargs="?", help="a TOML file")
+    config.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.steps=3")
+    config.add_argument("--reference", action="store_true", help="instead, every key there is: docs/configuration.md")
     serve = command("serve", "an OpenAI-compatible gateway that records conversations as trajectories")
     serve.add_argument("--host", help="shorthand for serve.host=HOST")
     serve.add_argument("--port", type=int, metavar="N", help="shorthand for serve.port=N")
@@ -121,6 +126,14 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("run", help="the folder of a run")
     export.add_argument("--hf", required=True, metavar="DIR", help="the folder to write")
     return parser
+
+
+def _add_doctor(doctor: argparse.ArgumentParser) -> None:
+    doctor.add_argument("config", nargs="?", help="a TOML file; without one, what this machine has")
+    doctor.add_argument("overrides", nargs="*", metavar="key=value", help="for example learner.tensor_parallel=4")
+    doctor.add_argument("--gpu-memory-gib", type=_positive, metavar="N", help="memory of a GPU, if none is here")
+    doctor.add_argument("--gpus", type=_positive, metavar="N", help="GPUs there are, if they are not here")
+    doctor.add_argument("--json", action="store_true", help="the findings as a JSON list on stdout")
 
 
 def _add_bench(bench: argparse.ArgumentParser) -> None:

@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Carry out one parsed command line and return its exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
-        return _COMMANDS[arguments.command](arguments)
+        return COMMANDS[arguments.command](arguments)
     except KeyboardInterrupt:
         sys.stderr.write("arpo: interrupted\n")
         return INTERRUPTED
@@ -170,6 +170,13 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return 0 if is_fine else REFUSED
 
 
+def _show_config(arguments: argparse.Namespace) -> int:
+    from actors.effective import shown
+
+    sys.stdout.write(shown(arguments.config, arguments.overrides, is_reference=arguments.reference))
+    return 0
+
+
 def _serve(arguments: argparse.Namespace) -> int:
     from actors.run_dir import choose
     from actors.serve import serve
@@ -275,11 +282,12 @@ async def _load_newest(trainer: "RemoteTrainer", checkpoints: Sequence[Path]) ->
             return
 
 
-_COMMANDS = {
+COMMANDS = {
     "train": _train,
     "sft": _sft,
     "rollout": _rollout,
     "doctor": _doctor,
+    "config": _show_config,
     "serve": _serve,
     "submit": _submit,
     "eval": _eval,

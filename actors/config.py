@@ -32,6 +32,7 @@ class RunConfig(Section, frozen=True):
     name: str | None = None
     """The run lives in `dir/name`; unset is the name of the configuration file and a number."""
     dir: str = "runs"
+    """Folder of all runs."""
     seed: NonNegative = 0
     """Every coin and every sample of the run derives from it."""
 
@@ -40,6 +41,7 @@ class HfModel(Section, frozen=True, tag="hf", tag_field="kind"):
     """A model that exists: a folder in Hugging Face form."""
 
     path: str
+    """With `config.json`, safetensors and the tokenizer."""
 
 
 class TinyModel(Section, frozen=True, tag="tiny", tag_field="kind"):
@@ -50,20 +52,33 @@ class TinyModel(Section, frozen=True, tag="tiny", tag_field="kind"):
     vocab_size: Positive = 2048
     """Upper bound, for `bpe`."""
     shape: Literal["qwen2", "qwen3", "llama"] = "qwen3"
+    """Which family's architecture; `qwen3` normalises queries and keys."""
     hidden_size: Positive = 128
+    """Width of the residual stream."""
     num_layers: Positive = 2
+    """Transformer blocks."""
     num_heads: Positive = 4
+    """Query heads of a layer."""
     num_kv_heads: Positive = 2
+    """Key and value heads; divides `num_heads`."""
     head_dim: Positive = 32
+    """Numbers in a head."""
     intermediate_size: Positive = 384
+    """Width of the feed-forward layer."""
     max_positions: Positive = 8192
+    """Longest sequence: prompt and response together, in tokens."""
     rope_theta: PositiveFloat = 10_000.0
+    """Base of the rotary position embedding."""
     tie: bool = True
     """The output layer is the embedding matrix."""
     init_std: PositiveFloat = 0.02
+    """Standard deviation of the linear weights."""
     embedding_std: PositiveFloat | None = None
+    """Standard deviation of the embeddings; unset is `init_std`."""
     qk_norm: PositiveFloat = 1.0
+    """What the norms of queries and keys begin with, for `qwen3`."""
     seed: NonNegative = 0
+    """Of the weights."""
 
 
 ModelConfig = HfModel | TinyModel
@@ -80,9 +95,11 @@ class SftConfig(Section, frozen=True, kw_only=True):
     shares: tuple[Annotated[float, Meta(gt=0)], ...] = ()
     """Share of each file in a batch; unset is equal shares."""
     steps: Positive
+    """Optimiser steps of the stage."""
     until_loss: PositiveFloat | None = None
     """End the stage when the mean loss of the last 20 steps is below; one that is not by its last step is an error."""
     batch_size: Positive = 32
+    """Traces a step."""
     max_tokens: Positive = 4096
     """A longer trace is refused."""
     learner: LearnerConfig
@@ -93,7 +110,9 @@ class Resources(Section, frozen=True):
     """What one actor of a role needs of its node."""
 
     cpus: NonNegativeFloat = 1.0
+    """CPUs that Ray sets aside for it."""
     gpus: NonNegativeFloat = 0.0
+    """GPUs that Ray sets aside for it."""
     custom: dict[str, float] = msgspec.field(default_factory=dict[str, float])
     """Further resources by the names that the cluster gave them."""
 
@@ -110,9 +129,13 @@ class RayConfig(Section, frozen=True):
     num_tool_workers: NonNegative = 0
     """Actors that run tools; 0 runs them where the trees grow."""
     generator: Resources = Resources()
+    """Of each generator; a server over several GPUs takes them all here."""
     learner: Resources = Resources()
+    """Of each rank of the learner."""
     rollout: Resources = Resources(cpus=0.5)
+    """Of each rollout actor."""
     tools: Resources = Resources(cpus=0.5)
+    """Of each tool worker."""
 
 
 class RuntimeConfig(Section, frozen=True):
@@ -150,6 +173,7 @@ class Config(Section, frozen=True, kw_only=True):
 
     run: RunConfig = RunConfig()
     model: ModelConfig
+    """What is trained."""
     world: ToolworldConfig | None = None
     """Generate a task for this run."""
     data: DataConfig
@@ -158,6 +182,7 @@ class Config(Section, frozen=True, kw_only=True):
     tools: ToolsConfig = msgspec.field(default_factory=ToolsConfig)
     rollout: RolloutConfig = RolloutConfig()
     generator: GeneratorConfig = EmbeddedConfig()
+    """Who samples."""
     learner: LearnerConfig = LearnerConfig()
     sft: tuple[SftConfig, ...] = ()
     """Stages of a cold start before the first RL step, each from the model that the one before it made."""

@@ -29,8 +29,11 @@ class PaperSampling(Section, frozen=True, tag="paper", tag_field="kind"):
     """
 
     temperature: NonNegativeFloat = 0.6
+    """Divides the logits."""
     top_p: Annotated[float, Meta(gt=0, le=1)] = 0.95
+    """Sample from the fewest tokens that hold this share."""
     top_k: int = 20
+    """Sample from so many of the likeliest tokens; -1 is all."""
 
     @property
     def sampling(self) -> dict[str, float | int]:
@@ -51,6 +54,7 @@ class EvalConfig(Section, frozen=True, kw_only=True):
     samples: Positive = 1
     """Trajectories a question; with more than one, pass@k is reported."""
     sampling: EvalSampling = Greedy()
+    """How answers are sampled when the policy is measured."""
     concurrency: Positive = 64
     """Questions in flight."""
     control: bool = False

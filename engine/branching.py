@@ -26,6 +26,8 @@ class Branching(Section, frozen=True, tag_field="kind"):
     branches: Positive = 1
     """Z: branches a single granted event starts."""
     fork_at: ForkAt = "probe_end"
+    """Where a branch starts: behind the k tokens, which it inherits (unbiased for any k), or at the tool result, where
+    it samples them anew (more exploration; unbiased for k = 1)."""
 
     @property
     def looks_ahead(self) -> bool:
@@ -55,8 +57,11 @@ class Arpo(Branching, frozen=True, tag="arpo"):
     """
 
     alpha: float = 0.5
+    """P where the entropy is that of the baseline."""
     beta: float = 0.2
+    """Weight of the rise in entropy."""
     tau: float = 0.5
+    """Fork above this P."""
 
     def score(self, signal: Signal) -> float:
         return self.alpha + self.beta * signal.delta
@@ -69,7 +74,9 @@ class ArpoSampled(Branching, frozen=True, tag="arpo_sampled"):
     """Fork with probability `P = alpha + beta * dH`, clipped to [0, 1]."""
 
     alpha: float = 0.5
+    """P where the entropy is that of the baseline."""
     beta: float = 0.2
+    """Weight of the rise in entropy."""
 
     def score(self, signal: Signal) -> float:
         return min(max(self.alpha + self.beta * signal.delta, 0.0), 1.0)
@@ -87,11 +94,17 @@ class Aepo(Branching, frozen=True, tag="aepo"):
     """
 
     alpha: float = 0.5
+    """P where the entropy is that of the baseline."""
     gamma: float = 0.2
+    """Weight of the rise in entropy."""
     penalty: NonNegativeFloat = 0.05
+    """Taken from P, as a share, for each fork wanted in a row."""
     tau: float = 0.5
+    """Fork above this P."""
     adaptive_initial: bool = True
+    """Choose N by the first path; otherwise it is `initial`."""
     balance: float = 0.5
+    """How strongly the difference of entropies moves N."""
 
     def score(self, signal: Signal) -> float:
         return (self.alpha + self.gamma * signal.delta) * (1.0 - self.penalty * signal.streak)
@@ -117,6 +130,7 @@ class TreeGrpo(Branching, frozen=True, tag="tree_grpo"):
     initial: Positive = 2
     fork_at: ForkAt = "tool_result"
     expand: Positive = 2
+    """Inner nodes expanded in a tree and round."""
 
     @property
     def looks_ahead(self) -> bool:
@@ -130,6 +144,7 @@ class Uniform(Branching, frozen=True, tag="uniform"):
     """The control the paper lacks: fork behind a tool result with a fixed probability, blind to entropy."""
 
     rate: Fraction = 0.5
+    """Probability of a fork."""
 
     def score(self, signal: Signal) -> float:
         return self.rate
@@ -159,7 +174,9 @@ class Official(Branching, frozen=True, tag="official"):
     initial: Positive = 8
     fork_at: ForkAt = "tool_result"
     entropy_weight: float = 0.2
+    """w of the rule."""
     branch_probability: Annotated[float, Meta(ge=0, le=1)] = 0.5
+    """Largest value that forks."""
 
     @property
     def looks_ahead(self) -> bool:

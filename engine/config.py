@@ -8,7 +8,7 @@ import hashlib
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, NamedTuple, TypeVar, cast
 
 import msgspec
 from msgspec import Meta
@@ -46,27 +46,41 @@ def load(path: str | Path, kind: type[S], *, overrides: Sequence[str] = (), ship
     folder `shipped` too. Raises `ConfigError` with one line: `FILE: message - at $.section.key`; FILE is the one that
     brought the mistake in, and the first one for `a.b=value`.
     """
+    found = layers(path, overrides=overrides, shipped=shipped)
+    try:
+        return decode(found[-1].state, kind, source=str(path))
+    except ConfigError as error:
+        mistake = str(error)
+    for layer in found:
+        try:
+            decode(layer.state, kind, source=str(path))
+        except ConfigError as error:
+            if str(error) == mistake:
+                source = layer.source if is_file(layer.source) else str(path)
+                raise ConfigError(f"{source}{mistake.removeprefix(str(path))}") from None
+    raise AssertionError("the last state is the one that did not decode")
+
+
+class Layer(NamedTuple):
+    """What is configured once a file, or an override, has been laid over all before it."""
+
+    source: str
+    """As it was written on the command line."""
+    state: dict[str, Any]
+
+
+def layers(path: str | Path, *, overrides: Sequence[str] = (), shipped: Path | None = None) -> list[Layer]:
+    """A TOML file, and one layer more for each override; nothing is decoded. Raises as `load` does."""
     raw = read_toml(Path(path))
-    states = [(str(path), raw)]
+    found = [Layer(str(path), raw)]
     for override in overrides:
         if is_file(override):
             raw = overlaid(raw, read_toml(find_layer(override, shipped=shipped)))
-            states.append((override, raw))
         else:
             raw = copy.deepcopy(raw)
             apply_override(raw, override)
-            states.append((str(path), raw))
-    try:
-        return decode(raw, kind, source=str(path))
-    except ConfigError as error:
-        mistake = str(error)
-    for source, state in states:
-        try:
-            decode(state, kind, source=str(path))
-        except ConfigError as error:
-            if str(error) == mistake:
-                raise ConfigError(f"{source}{mistake.removeprefix(str(path))}") from None
-    raise AssertionError("the last state is the one that did not decode")
+        found.append(Layer(override, raw))
+    return found
 
 
 def decode(raw: dict[str, Any], kind: type[S], *, source: str) -> S:

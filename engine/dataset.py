@@ -31,10 +31,13 @@ class DataConfig(Section, frozen=True):
     limit: Positive | None = None
     """Use only so many rows, the first ones of the file that have an answer."""
     epochs: Positive = 1
+    """Passes over the rows."""
     order: Literal["shuffled", "file"] = "shuffled"
     """`shuffled` anew for each epoch; `file` keeps the rows as they lie."""
     shuffle_seed: NonNegative = 0
+    """Of the order; another one asks the same questions in another order."""
     max_prompt_tokens: Positive = 2048
+    """Longest prompt, in tokens."""
     overlong: Literal["error", "skip"] = "error"
     """What becomes of a row whose prompt has more tokens."""
     system_prompt: str | None = None

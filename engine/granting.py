@@ -56,7 +56,9 @@ class Ranked(Section, frozen=True, tag_field="kind", tag="ranked"):
     pool, and a tree that runs dry takes its own best ones from there before fresh paths are started."""
 
     window: Positive = 8
+    """Proposals that are ranked together."""
     fraction: Fraction = 0.5
+    """Share of them that is granted."""
 
     def granter(self, *, num_proposed: int = 0) -> Granter:
         """`num_proposed` counts the proposals to earlier processes: the window that was open goes on."""

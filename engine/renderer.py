@@ -21,6 +21,8 @@ class RendererConfig(Section, frozen=True):
     """The dialect in which policy and tools talk."""
 
     format: Literal["arpo", "hermes"] = "arpo"
+    """`arpo`: tags in running text, one call a segment. `hermes`: `<tool_call>` blocks of JSON in chat turns, as Qwen's
+    models were trained with."""
     max_result_tokens: Positive = 1024
     """A longer tool result is cut there, and a short note says so; note and markup come on top."""
     max_calls_per_turn: Positive = 8

@@ -23,8 +23,11 @@ class SamplingConfig(Section, frozen=True):
     max_turns: Positive = 16
     """Observations of a path; one that wants more is truncated."""
     temperature: NonNegativeFloat = 1.0
+    """Divides the logits; 0 is greedy. `learner.temperature` must be the same."""
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    """Sample from the fewest tokens that hold this share; 1 is all."""
     top_k: int = -1
+    """Sample from so many of the likeliest tokens; -1 is all."""
     chunk_timeout_s: PositiveFloat = 600.0
     """How long a generator may say nothing until its request counts as failed."""
     max_retries: NonNegative = 3
@@ -36,9 +39,13 @@ class BudgetConfig(Section, frozen=True):
     answered; prompt, cohort and run count those that really ran, not those that a cache or another call answered."""
 
     calls_per_path: NonNegative | None = 6
+    """Calls of one path that a tool answered."""
     calls_per_prompt: NonNegative | None = None
+    """Calls that ran for the tree of one prompt."""
     calls_per_cohort: NonNegative | None = None
+    """Calls that ran for the prompts admitted together."""
     calls_per_run: NonNegative | None = None
+    """Calls that ran in the whole run."""
     leaves_per_cohort: Positive | None = None
     """Trajectories a cohort may have in all: M is then a cap, and `ranked` granting moves places between trees."""
     out_of_calls: Annotated[str, Meta(min_length=1)] = OUT_OF_CALLS
@@ -51,7 +58,9 @@ class RolloutConfig(Section, frozen=True):
     size: Positive = 16
     """M: trajectories a prompt."""
     branching: AnyBranching = Arpo()
+    """When a path forks."""
     granting: AnyGranting = Paper()
+    """Which of the wanted forks get a place."""
     sampling: SamplingConfig = SamplingConfig()
     budget: BudgetConfig = BudgetConfig()
     stream_interval: Positive = 32

@@ -19,6 +19,7 @@ class TrainConfig(Section, frozen=True):
     update_mode: UpdateMode = "retract"
     """What a weight update does to running requests."""
     checkpoint_every: Positive = 10
+    """Steps between checkpoints, from which an interrupted run goes on."""
     eval_every: Positive | None = None
     """Steps between evaluations; unset evaluates never."""
     step_timeout_s: PositiveFloat = 7200.0

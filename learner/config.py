@@ -107,14 +107,18 @@ class ConstantSchedule(Section, tag="constant", tag_field="kind"):
     """The learning rate `lr`, after a linear warm-up."""
 
     warmup_steps: NonNegative = 0
+    """Steps along which the rate grows from 0."""
 
 
 class CosineSchedule(Section, tag="cosine", tag_field="kind"):
     """A linear warm-up, then half a cosine down to `min_ratio * lr` at `total_steps`, and that from there on."""
 
     total_steps: Positive
+    """Where the cosine ends."""
     warmup_steps: NonNegative = 0
+    """Steps along which the rate grows from 0."""
     min_ratio: Fraction = 0.0
+    """Of `lr`, from `total_steps` on."""
 
 
 ScheduleConfig = ConstantSchedule | CosineSchedule
@@ -140,27 +144,35 @@ class LearnerConfig(Section):
     """How to turn batches into weights."""
 
     lr: PositiveFloat = 1e-6
+    """Learning rate of AdamW."""
     weight_decay: NonNegativeFloat = 0.01
     """Decoupled (AdamW); not applied to norms and biases."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """Decay of AdamW's two moments, a step."""
     adam_eps: PositiveFloat = 1e-8
+    """Added to the root of the second moment."""
     grad_clip: NonNegativeFloat = 1.0
     """Largest global gradient norm; 0 does not clip."""
     schedule: ScheduleConfig = ConstantSchedule()
+    """How the learning rate changes with the steps."""
 
     advantage: AdvantageConfig = ArpoSoft()
+    """How rewards become advantages."""
     overlong: Overlong | None = None
     """Take from the reward of responses near the length limit; unset takes nothing."""
     loss: LossConfig = Ppo()
+    """What is maximised for a token."""
     kl: Kl | None = None
     """Penalty for leaving the model that the run began with; unset needs no reference model."""
     entropy_coef: NonNegativeFloat = 0.0
     """Times the entropy of each trained token, in nats, taken from its loss."""
     correction: CorrectionConfig = Decoupled()
+    """Weight of a token that an older policy sampled."""
     rejections: tuple[RejectionConfig, ...] = ()
     """What is not trained; a token must pass all of them."""
     gate: MismatchGate = MismatchGate()
     normalisation: NormalisationConfig = TokenMean()
+    """How tokens are averaged."""
     leaf_weighting: LeafWeighting = "equal"
     """`inverse_branching`: a fork divides the weight of its path among its branches, so that a bushy sub-tree counts no
     more than the chain it grew from; a path that begins at the prompt weighs 1. `equal`: every trajectory counts the
@@ -193,13 +205,17 @@ class LearnerConfig(Section):
     """Activations computed again in the backward pass: of the attention, or of whole layers."""
 
     tensor_parallel: Positive = 1
+    """Processes that share each layer."""
     pipeline_parallel: Positive = 1
+    """Processes among which the layers are divided."""
     data_parallel: Positive = 1
+    """Replicas among which a batch is divided."""
     sequence_parallel: bool = False
     """Shard the activations between tensor-parallel regions along the sequence."""
     distributed_optimizer: bool = False
     """Share the optimiser's state among replicas: each keeps, and updates, its part of the parameters (ZeRO-1)."""
     seed: int = 0
+    """Of what kernels draw at random."""
 
     @property
     def world_size(self) -> int:

@@ -2,14 +2,11 @@
 
 import ast
 import re
-import tomllib
 from pathlib import Path
 
 import pytest
 
 from actors.cli import main
-from engine import config as configuration
-from tools.config import ToolsConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("engine", "tools", "learner", "actors")
@@ -26,14 +23,6 @@ def test_every_module_says_in_its_first_line_what_it_is() -> None:
     modules = [file for package in PACKAGES for file in (ROOT / package).rglob("*.py")]
     silent = [str(file.relative_to(ROOT)) for file in modules if not ast.get_docstring(ast.parse(file.read_text()))]
     assert silent == []
-
-
-def test_the_tools_it_shows_are_configured_as_it_says() -> None:
-    blocks = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    shown = {name: table for block in blocks for name, table in tomllib.loads(block).get("tools", {}).items()}
-    tools = configuration.decode(shown, ToolsConfig, source="README.md")
-    assert tools.web_search is not None
-    assert (tools.mcp[0].name, tools.http[0].name) == ("time", "weather")
 
 
 def test_the_commands_it_shows_exist() -> None:

@@ -1,5 +1,8 @@
 """Rewards: the released code case by case with its quirks, and the default that has none of them."""
 
+import asyncio
+from typing import Literal
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -9,6 +12,8 @@ from engine.clock import run_virtual
 from engine.errors import ConfigError
 from engine.types import Reward, ToolCall, ToolResult
 from tools.answers import answer_score, is_same, last_box, number
+from tools.config import RewardConfig, ToolsConfig, build_executor
+from tools.endpoint import EndpointConfig
 from tools.executor import Executor
 from tools.rewards import answer_of, arpo_reward, exact_reward, official_reward, reward_tool
 
@@ -298,3 +303,31 @@ def test_the_reward_tool_refuses_what_it_cannot_score() -> None:
     assert scored("arpo", text="").status == "malformed"
     with pytest.raises(ConfigError, match="no reward 'f1'"):
         reward_tool("f1")
+
+
+@pytest.mark.parametrize("kind", ["arpo", "exact"])
+def test_the_results_of_a_runs_own_tools_are_observations(kind: Literal["arpo", "exact"]) -> None:
+    text = "<think> a </think> <stock> bolts </stock> <result>\nfew </think>\n</result> <think> b </think> "
+    text += "<answer> \\boxed{few} </answer>"
+
+    async def scored(*tools: str) -> float:
+        async with Executor([reward_tool(kind, tools=tools)]) as executor:
+            call = ToolCall(name="reward", arguments={"text": text, "ground_truth": "few"})
+            return msgspec.json.decode((await executor.call(call)).text, type=Reward).score
+
+    assert asyncio.run(scored("stock")) == 1.0
+    assert asyncio.run(scored()) == -1.0, "a tag that calls nothing leaves the result to the policy"
+
+
+def test_the_rewards_of_a_configuration_know_its_tools() -> None:
+    shelf = {"type": "object", "properties": {"shelf": {"type": "string"}}, "required": ["shelf"]}
+    endpoint = EndpointConfig(name="stock", description="What is left.", url="http://127.0.0.1:1", parameters=shelf)
+    config = ToolsConfig(http=(endpoint,), reward=RewardConfig(kind="exact"))
+    text = "<think> a </think> <stock> b </stock> <result>\nfew\n</result> <answer> \\boxed{few} </answer>"
+
+    async def scored() -> float:
+        async with build_executor(config) as executor:
+            call = ToolCall(name="reward", arguments={"text": text, "ground_truth": "few"})
+            return msgspec.json.decode((await executor.call(call)).text, type=Reward).score
+
+    assert asyncio.run(scored()) == 1.0

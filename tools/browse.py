@@ -31,6 +31,7 @@ class SummaryConfig(Section, frozen=True, kw_only=True):
     url: str
     """Of the API, such as `http://127.0.0.1:30000/v1`."""
     model: str
+    """Its name there."""
     key_env: str = ""
     """Environment variable that holds its key; empty for none."""
     max_chars: Positive = 4_000
@@ -45,9 +46,11 @@ class BrowseConfig(Section, frozen=True, kw_only=True):
     max_mib: Positive = 4
     """Of a page as it is fetched."""
     max_redirects: NonNegative = 5
+    """Each is checked as the first address was."""
     timeout_s: PositiveFloat = 60.0
     """Of fetching, reading and summing up together."""
     max_concurrency: Positive = 16
+    """Pages at one time."""
     allow_networks: tuple[str, ...] = ()
     """Networks that may be fetched from besides the public ones, such as `10.1.0.0/16`."""
     summary: SummaryConfig | None = None

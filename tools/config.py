@@ -35,6 +35,7 @@ class SearchConfig(ToolLimits, frozen=True, kw_only=True):
     index: str = ""
     """Folder where the index is kept, so that it is made once; empty makes it at each start."""
     dense: DenseConfig | None = None
+    """Vectors beside BM25, or in its place; unset is BM25 alone."""
 
 
 class RewardConfig(Section, frozen=True):
@@ -77,7 +78,9 @@ class ToolsConfig(Section, frozen=True):
     web_search: WebSearchConfig | None = None
     browse: BrowseConfig | None = None
     http: tuple[EndpointConfig, ...] = ()
+    """Endpoints of your own, one `[[tools.http]]` each."""
     mcp: tuple[McpConfig, ...] = ()
+    """MCP servers, one `[[tools.mcp]]` each."""
     reward: RewardConfig = msgspec.field(default_factory=RewardConfig)
     cache: CacheConfig = CacheConfig()
     breaker: BreakerConfig = BreakerConfig()
@@ -98,7 +101,7 @@ def build_executor(config: ToolsConfig, *, tools: Sequence[Tool] = (), reward: T
     not set, a server that cannot be started, two tools of one name.
     """
     configured = [*_configured(config), *tools]
-    judge = reward or reward_tool(config.reward.kind)
+    judge = reward or reward_tool(config.reward.kind, tools=[tool.name for tool in configured])
     return Executor(
         [*configured, judge],
         max_result_chars=config.max_result_chars,

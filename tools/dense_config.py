@@ -13,6 +13,8 @@ class DenseConfig(Section, frozen=True, kw_only=True):
     url: str
     """Of an OpenAI-compatible API whose `/embeddings` embeds the queries, such as `http://127.0.0.1:8000/v1`."""
     model: str
+    """Name of the model that embeds."""
     key_env: str = ""
     """Environment variable that holds its key; empty for none."""
     mode: Literal["hybrid", "dense"] = "hybrid"
+    """`hybrid` joins the ranks of both; `dense` asks the vectors alone."""

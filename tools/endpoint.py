@@ -16,6 +16,7 @@ class EndpointConfig(Section, frozen=True, kw_only=True):
     """One entry of `[[tools.http]]`."""
 
     name: str
+    """What a policy calls it by."""
     description: str
     """What the model reads."""
     url: str
@@ -27,7 +28,9 @@ class EndpointConfig(Section, frozen=True, kw_only=True):
     key_env: str = ""
     """Environment variable whose value is sent as `Authorization: Bearer ...`."""
     timeout_s: PositiveFloat = DEFAULT_TIMEOUT_S
+    """Deadline of one call, its retries included."""
     max_concurrency: Positive = DEFAULT_MAX_CONCURRENCY
+    """Calls at one time."""
     calls_per_s: NonNegativeFloat = 0.0
     """0 is no limit."""
     host: str = ""
@@ -37,6 +40,7 @@ class EndpointConfig(Section, frozen=True, kw_only=True):
     is_idempotent: bool = False
     """Running twice does no more than running once."""
     max_retries: NonNegative = 0
+    """Where the endpoint does not answer; needs `is_pure` or `is_idempotent`."""
     version: str = ""
     """Part of what results are cached by."""
 

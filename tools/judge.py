@@ -42,11 +42,13 @@ class JudgeConfig(Section, frozen=True):
     key_variable: str = "OPENAI_API_KEY"
     """The environment variable with the key; unset, requests carry none."""
     max_concurrency: Positive = 32
+    """Verdicts in flight."""
     timeout_s: PositiveFloat = 60.0
     """Of one request."""
     deadline_s: PositiveFloat = 300.0
     """Of one verdict, with all its retries."""
     max_retries: NonNegative = 4
+    """Requests of a verdict beyond the first, where the server is busy."""
     max_tokens: Positive = 1024
     """Of a reply; a model that thinks first needs them."""
 

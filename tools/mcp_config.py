@@ -32,7 +32,9 @@ class McpConfig(Section, frozen=True, kw_only=True):
     timeout_s: PositiveFloat = 30.0
     """Deadline of every call."""
     start_timeout_s: PositiveFloat = 30.0
+    """How long it may take to start and to list its tools."""
     max_concurrency: Positive = 8
+    """Calls at one time."""
     max_retries: NonNegative = 1
     """Where the server is gone, for tools that it declares idempotent or read-only, and pure ones."""
 

@@ -65,10 +65,13 @@ class ToolLimits(Section, frozen=True, kw_only=True):
     """How a search is run and shown: part of the section of each kind of search."""
 
     top_k: Positive = 10
+    """Passages of one search."""
     snippet_chars: Positive = 1000
     """Characters of a passage that the model sees."""
     timeout_s: PositiveFloat = 30.0
+    """Deadline of one search, its retries included."""
     max_concurrency: Positive = 16
+    """Searches at one time."""
     calls_per_s: NonNegativeFloat = 0.0
     """0 is no limit."""
     max_retries: NonNegative = 2

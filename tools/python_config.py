@@ -29,6 +29,7 @@ class PythonConfig(Section, frozen=True):
     max_file_mib: Positive = 16
     """Size of a file it may write."""
     max_open_files: Annotated[int, Meta(ge=16)] = 64
+    """Open files of one process."""
     max_processes: Positive = 64
     """Processes and threads of a call. Without namespaces of all that its user runs, and root is not bound at all."""
     max_output_kib: Positive = 64
@@ -36,6 +37,7 @@ class PythonConfig(Section, frozen=True):
     max_written_mib: Positive = 16
     """Output at which a program is killed."""
     max_concurrency: Positive = 8
+    """Calls at one time; a call that finds all places taken waits."""
     preload: tuple[str, ...] = ("numpy", "sympy")
     """Modules that are imported, and used a little, before any call."""
     readable: tuple[str, ...] = ()

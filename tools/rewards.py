@@ -8,6 +8,7 @@ any tool. It is not visible, so no model is ever offered it.
 
 import re
 from collections.abc import Collection, Sequence
+from functools import cache
 from typing import Literal
 
 from engine.answers import alternatives
@@ -19,12 +20,14 @@ from tools.schema import Tool, tool
 
 __all__ = ["answer_of", "arpo_reward", "exact_reward", "official_reward", "reward_tool"]
 
-_CALLS = ("search", "python")
-_TAG = re.compile(r"<(/?)(think|search|python|result|answer)>")
+CALLS = ("search", "python")
+"""The paper's tools: both must have run for the bonus."""
 _OBSERVATION = re.compile(r"\s*<result>")
 
 
-def arpo_reward(text: str, ground_truth: str | Sequence[str], *, calls_run: Collection[str]) -> Reward:
+def arpo_reward(
+    text: str, ground_truth: str | Sequence[str], *, calls_run: Collection[str], calls: Sequence[str] = CALLS
+) -> Reward:
     """The hierarchical reward of ARPO (2507.19849, equation 8), with answers compared as in `answers.answer_score`.
 
         Acc + 0.1   format good, Acc > 0, and both search and python ran
@@ -34,17 +37,18 @@ def arpo_reward(text: str, ground_truth: str | Sequence[str], *, calls_run: Coll
     `text` is the response, with or without the results the policy read: a `<result>` directly behind a call is an
     observation up to its first `</result>`, and what it says is not held against the policy (where a tool may return
     that tag, leave results out). `calls_run` names the tools that really ran, with
-    status `ok`; tags alone earn nothing. Of several ground truths the best counts. `is_correct` is Acc = 1.
+    status `ok`; tags alone earn nothing. `calls` names the tags that are calls. Of several ground truths the best
+    counts. `is_correct` is Acc = 1.
 
     Format: at least one `<think>` block, closed; then exactly one `<answer>` as the last block, which holds a box;
     calls closed; nothing inside calls or answers is read as a tag; a call may stand inside a think block.
     """
-    answer, fault = _read(text)
+    answer, fault = _read(text, calls=tuple(calls))
     if answer is None:
         return Reward(score=-1.0, reason=fault, components={"format": 0.0})
     truths = [ground_truth] if isinstance(ground_truth, str) else ground_truth
     accuracy = max((answer_score(answer, truth) for truth in truths), default=0.0)
-    bonus = MULTI_TOOL_BONUS if accuracy > 0 and set(_CALLS) <= set(calls_run) else 0.0
+    bonus = MULTI_TOOL_BONUS if accuracy > 0 and set(CALLS) <= set(calls_run) else 0.0
     return Reward(
         score=accuracy + bonus,
         is_correct=accuracy == 1.0,
@@ -53,9 +57,9 @@ def arpo_reward(text: str, ground_truth: str | Sequence[str], *, calls_run: Coll
     )
 
 
-def exact_reward(text: str, ground_truth: str | Sequence[str]) -> Reward:
+def exact_reward(text: str, ground_truth: str | Sequence[str], *, calls: Sequence[str] = CALLS) -> Reward:
     """1 for the whole answer (numbers by value, words without regard to case), 0 for another, -1 for none to read."""
-    answer, fault = _read(text)
+    answer, fault = _read(text, calls=tuple(calls))
     if answer is None:
         return Reward(score=-1.0, reason=fault, components={"format": 0.0})
     truths = [ground_truth] if isinstance(ground_truth, str) else ground_truth
@@ -70,17 +74,22 @@ def exact_reward(text: str, ground_truth: str | Sequence[str]) -> Reward:
 
 def answer_of(text: str) -> str | None:
     """The boxed answer of a well-formed response; None otherwise."""
-    return _read(text)[0]
+    return _read(text, calls=CALLS)[0]
 
 
-def reward_tool(kind: Literal["arpo", "official", "exact"], *, timeout_s: float = 30.0) -> Tool:
+def reward_tool(
+    kind: Literal["arpo", "official", "exact"], *, tools: Sequence[str] = (), timeout_s: float = 30.0
+) -> Tool:
     """The invisible tool `reward(text, ground_truth, tools_run)`.
 
-    `ground_truth` is that of a `Prompt`: several answers may be a JSON list (`engine.answers`). Raises `ConfigError`
-    for another kind.
+    `tools` are the names of a run's tools, whose tags are calls beside `search` and `python` (the released code knows
+    only these two). `ground_truth` is that of a `Prompt`: several answers may be a JSON list (`engine.answers`).
+    Raises `ConfigError` for another kind.
     """
     if kind not in ("arpo", "official", "exact"):
         raise ConfigError(f"no reward {kind!r}: arpo, official or exact")
+
+    calls = tuple(dict.fromkeys((*CALLS, *tools)))
 
     @tool(timeout_s=timeout_s, is_pure=True, visible=False, inline=True)
     def reward(text: str, ground_truth: str, tools_run: tuple[str, ...] = ()) -> Reward:
@@ -89,16 +98,22 @@ def reward_tool(kind: Literal["arpo", "official", "exact"], *, timeout_s: float 
         if kind == "official":
             return official_reward(text, truths)
         if kind == "exact":
-            return exact_reward(text, truths)
-        return arpo_reward(text, truths, calls_run=tools_run)
+            return exact_reward(text, truths, calls=calls)
+        return arpo_reward(text, truths, calls_run=tools_run, calls=calls)
 
     return reward
 
 
-def _read(text: str) -> tuple[str | None, str]:
+@cache
+def _tags(calls: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile(rf"<(/?)({'|'.join(map(re.escape, ('think', *calls, 'result', 'answer')))})>")
+
+
+def _read(text: str, *, calls: tuple[str, ...]) -> tuple[str | None, str]:
     """The boxed answer, or None and what is wrong with the tags."""
+    tags = _tags(calls)
     num_thoughts, is_thinking, position = 0, False, 0
-    while tag := _TAG.search(text, position):
+    while tag := tags.search(text, position):
         closes, name = bool(tag[1]), tag[2]
         position = tag.end()
         if name == "think":
@@ -114,7 +129,8 @@ def _read(text: str) -> tuple[str | None, str]:
                 return None, f"an open {tag[0]}"
             content, position = text[position:end], end + len(f"</{name}>")
             if name == "answer":
-                return _boxed_answer(content, num_thoughts=num_thoughts, is_thinking=is_thinking, rest=text[position:])
+                rest = tags.search(text, position)
+                return _boxed_answer(content, num_thoughts=num_thoughts, is_thinking=is_thinking, is_last=rest is None)
             if opening := _OBSERVATION.match(text, position):
                 end = text.find("</result>", opening.end())
                 if end < 0:
@@ -123,10 +139,10 @@ def _read(text: str) -> tuple[str | None, str]:
     return None, "think tags do not pair" if is_thinking else "no answer"
 
 
-def _boxed_answer(content: str, *, num_thoughts: int, is_thinking: bool, rest: str) -> tuple[str | None, str]:
+def _boxed_answer(content: str, *, num_thoughts: int, is_thinking: bool, is_last: bool) -> tuple[str | None, str]:
     if is_thinking or not num_thoughts:
         return None, "an answer before the end of thinking"
-    if _TAG.search(rest):
+    if not is_last:
         return None, "the answer is not the last block"
     answer = last_box(content)
     return answer, "" if answer is not None else "no readable box in the answer"

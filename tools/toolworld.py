@@ -34,14 +34,19 @@ class ToolworldConfig(Section, frozen=True):
     """Sizes and difficulty of a generated task. Equal configurations give equal bytes."""
 
     seed: int = 0
+    """Of the whole task."""
     num_sft: NonNegative = 4000
     """Questions with an expert trace, for the cold start."""
     num_train: NonNegative = 800
+    """Questions of `world:train`."""
     num_valid: NonNegative = 100
+    """Questions of `world:valid`."""
     num_test: NonNegative = 400
+    """Questions of `world:test`."""
     num_drills: NonNegative = 4000
     """Reading exercises on facts of the sft split."""
     questions_per_world: Annotated[int, Meta(ge=1, le=20)] = 20
+    """Questions about one village."""
     hops: Annotated[tuple[NonNegativeFloat, ...], Meta(min_length=1, max_length=3)] = (0.4, 0.4, 0.2)
     """Difficulty: weights of questions that need two, three and four searches."""
     crowded: Fraction = 0.7

@@ -30,12 +30,15 @@ class WebSearchConfig(ToolLimits, frozen=True, kw_only=True):
     """The web behind the `search` tool: the section `[tools.web_search]`."""
 
     provider: ProviderName
+    """Whose API is asked."""
     url: str = ""
     """Of the service; empty is the provider's own. SearXNG has none of its own."""
     key_env: str = ""
     """Environment variable that holds the key; empty is the provider's usual one."""
     country: str = "us"
+    """Results for this country, in two letters."""
     language: str = "en"
+    """Results in this language, in two letters."""
     zone: str = ""
     """BrightData's name for what is paid for."""
 

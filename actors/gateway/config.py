@@ -37,7 +37,9 @@ class ServeConfig(Section, frozen=True):
     stream_interval: Positive = 4
     """Tokens in a streamed chunk."""
     max_body_bytes: Positive = 4 * 2**20
+    """A larger body is answered 413."""
     max_messages: Positive = 2048
+    """A longer history is answered 400."""
     max_streams: Positive = 1024
     """Requests that sample at one time; one more is answered 429."""
     max_conversations: Positive = 10_000

@@ -56,12 +56,14 @@ class ReinforcePpBaseline(Section, tag="reinforce_pp_baseline", tag_field="kind"
     """REINFORCE++-baseline: rewards against the group's mean, then whitened over the tokens of the whole batch."""
 
     eps: NonNegativeFloat = 1e-6
+    """Added to the standard deviation."""
 
 
 class TreeGrpo(Section, tag="tree_grpo", tag_field="kind"):
     """Tree-GRPO: z-scores among all trajectories of the prompt plus z-scores among those of one initial path."""
 
     eps: NonNegativeFloat = 1e-6
+    """Added to both standard deviations."""
 
 
 class Aepo(Section, tag="aepo", tag_field="kind"):
@@ -70,6 +72,7 @@ class Aepo(Section, tag="aepo", tag_field="kind"):
     entropy_weight: NonNegativeFloat = 0.2
     """a of the paper; the value is that of its code."""
     eps: NonNegativeFloat = 1e-6
+    """Added to the standard deviations."""
 
 
 AdvantageConfig = (

@@ -37,7 +37,9 @@ class IcePop(Section, tag="icepop", tag_field="kind"):
     """IcePop, also masked importance sampling: ratio th / p, weight rho where low <= rho <= high, and 0 elsewhere."""
 
     low: PositiveFloat = 0.5
+    """Smallest rho that is trained."""
     high: PositiveFloat = 5.0
+    """Largest rho that is trained."""
 
     def __post_init__(self) -> None:
         _check_range(self.low, self.high)
@@ -58,7 +60,9 @@ class SequenceProduct(Section, tag="sequence_product", tag_field="kind"):
     """Keep a trajectory where the product of rho over its trained tokens lies in [low, high] (Seq-MIS)."""
 
     low: PositiveFloat = 0.5
+    """Smallest product that is kept."""
     high: PositiveFloat = 2.0
+    """Largest product that is kept."""
 
     def __post_init__(self) -> None:
         _check_range(self.low, self.high)
@@ -68,6 +72,7 @@ class SequenceGeometric(Section, tag="sequence_geometric", tag_field="kind"):
     """Keep a trajectory where the geometric mean of rho lies in [low, high] (Geo-RS; seq-mask-TIS with a weight)."""
 
     low: PositiveFloat = 0.999
+    """Smallest geometric mean that is kept."""
     high: PositiveFloat = 1.001
     """verl's range; SkyRL uses 0.99 to 1.01, OpenRLHF 0.999 to 1.002."""
 
@@ -79,13 +84,16 @@ class SequenceK3(Section, tag="sequence_k3", tag_field="kind"):
     """Keep a trajectory where the mean of rho - 1 - log rho, an estimate of KL(b || p), is at most `limit` (K3-RS)."""
 
     limit: PositiveFloat = 0.01
+    """In nats a token."""
 
 
 class Veto(Section, tag="veto", tag_field="kind"):
     """Drop a trajectory with any token whose rho lies outside [low, high]."""
 
     low: PositiveFloat = 1e-4
+    """Smallest rho of a kept trajectory."""
     high: PositiveFloat = 100.0
+    """Largest rho of a kept trajectory."""
 
     def __post_init__(self) -> None:
         _check_range(self.low, self.high)
@@ -96,6 +104,7 @@ class M2po(Section, tag="m2po", tag_field="kind"):
     is at most `tau`."""
 
     tau: PositiveFloat = 0.04
+    """Largest mean of (log rho)^2."""
 
 
 RejectionConfig = SequenceProduct | SequenceGeometric | SequenceK3 | Veto | M2po

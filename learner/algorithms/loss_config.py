@@ -17,6 +17,7 @@ class Ppo(Section, tag="ppo", tag_field="kind"):
     """Clipped policy gradient: maximise min(r A, clip(r, 1 - eps_low, 1 + eps_high) A); Schulman et al. 2017."""
 
     eps_low: Fraction = 0.2
+    """The ratio counts as 1 - eps_low at least."""
     eps_high: PositiveFloat = 0.2
     """Above eps_low it is DAPO's clip-higher (2503.14476), which uses 0.28."""
     dual_clip: DualClip | None = None
@@ -31,7 +32,9 @@ class AepoClip(Section, tag="aepo", tag_field="kind"):
     """
 
     eps_low: Fraction = 0.2
+    """The ratio counts as 1 - eps_low at least."""
     eps_high: PositiveFloat = 0.2
+    """Its value counts as 1 + eps_high at most."""
     dual_clip: DualClip | None = None
     """As for `ppo`; the official AEPO code uses 3."""
 
@@ -42,6 +45,7 @@ class Cispo(Section, tag="cispo", tag_field="kind"):
     eps_low: Fraction | None = None
     """Unset has no lower bound, as in the paper."""
     eps_high: PositiveFloat = 4.0
+    """The weight is 1 + eps_high at most."""
 
 
 class Gspo(Section, tag="gspo", tag_field="kind"):
@@ -52,7 +56,9 @@ class Gspo(Section, tag="gspo", tag_field="kind"):
     """
 
     eps_low: Fraction = 3e-4
+    """s counts as 1 - eps_low at least."""
     eps_high: PositiveFloat = 4e-4
+    """s counts as 1 + eps_high at most."""
 
 
 class Reinforce(Section, tag="reinforce", tag_field="kind"):
