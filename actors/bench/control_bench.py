@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from actors.bench.bench import Bench, Record, Records, median_of
-from actors.bench.control import control, in_own_process
+from actors.bench.control import control
+from actors.bench.own_process import in_own_process
 from actors.bench.simulation import SIZE
 from actors.bench.workload import Law, Workload
 

@@ -18,6 +18,7 @@ from actors.bench import (
     learner_bench,
     prefix_bench,
     sandbox_bench,
+    serve_bench,
     tools_bench,
     weights_bench,
 )
@@ -40,6 +41,7 @@ MAKERS: dict[str, Maker] = {
     "tools": tools_bench.benches,
     "sandbox": sandbox_bench.benches,
     "control": control_bench.benches,
+    "serve": serve_bench.benches,
 }
 
 
