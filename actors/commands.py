@@ -204,7 +204,12 @@ def _bench(arguments: argparse.Namespace) -> int:
     json_file = None if arguments.json is None else _output(arguments.json, option="--json")
     with Display(Path()) as display:
         names = NAMES if arguments.name == "all" else (arguments.name,)
-        options = {"is_quick": arguments.quick, "sglang_python": arguments.sglang_python, "device": arguments.device}
+        options = {
+            "is_quick": arguments.quick,
+            "sglang_python": arguments.sglang_python,
+            "device": arguments.device,
+            "has_trl": arguments.with_trl,
+        }
         reports = [run_bench(name, on_progress=display.note, **options) for name in names]
         for report in reports:
             for arm, found in report.arms.items():

@@ -15,6 +15,7 @@ from actors.bench import (
     async_bench,
     control_bench,
     decode_bench,
+    end_to_end_bench,
     learner_bench,
     prefix_bench,
     sandbox_bench,
@@ -42,6 +43,7 @@ MAKERS: dict[str, Maker] = {
     "sandbox": sandbox_bench.benches,
     "control": control_bench.benches,
     "serve": serve_bench.benches,
+    "end-to-end": end_to_end_bench.benches,
 }
 
 
@@ -74,8 +76,9 @@ def run_bench(
     on_progress: Callable[[str], None],
     sglang_python: str | None = None,
     device: learner_bench.Device = "cpu",
+    has_trl: bool = False,
 ) -> BenchReport:
-    """Run one bench to its end. `sglang_python` is for `prefix`, `device` for `learner`.
+    """Run one bench to its end. `sglang_python` is for `prefix`, `device` for `learner`, `has_trl` for `end-to-end`.
 
     Raises `ConfigError` for a name that is none.
     """
@@ -84,6 +87,7 @@ def run_bench(
     makers = MAKERS | {
         "prefix": partial(prefix_bench.benches, sglang_python=sglang_python),
         "learner": partial(learner_bench.benches, device=device),
+        "end-to-end": partial(end_to_end_bench.benches, has_trl=has_trl, say=on_progress),
     }
     with tempfile.TemporaryDirectory(prefix="arpo-bench-") as folder:
         return report(name, makers[name](Path(folder), is_quick=is_quick), on_progress=on_progress)
