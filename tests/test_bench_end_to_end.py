@@ -1,5 +1,6 @@
 """The end-to-end bench: both sides are given the same, the clock runs between steps, TRL comes on request only."""
 
+import doctest
 import os
 from pathlib import Path
 from typing import Any, cast
@@ -10,6 +11,7 @@ import transformers
 
 from actors.bench import end_to_end_bench as bench
 from actors.bench import end_to_end_engine as engine
+from actors.bench import end_to_end_task
 from actors.bench.end_to_end_task import Task, Told, rate, reward_of
 from actors.bench.trl_install import trl_folder, with_trl
 from actors.config import Config
@@ -86,6 +88,11 @@ def test_the_clock_runs_between_steps_behind_the_first_and_before_the_last() -> 
         threads=1,
     )
     assert bench.record_of(told, task, skip_last=1) == {"completions_per_s": 64.0, "tokens_per_completion": 90.0}
+
+
+def test_the_examples_in_docstrings_are_true() -> None:
+    found = doctest.testmod(end_to_end_task)
+    assert (found.attempted, found.failed) == (2, 0)
 
 
 def test_a_run_says_when_its_weights_had_arrived_and_how_long_completions_were() -> None:
