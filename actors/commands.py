@@ -215,6 +215,7 @@ def _bench(arguments: argparse.Namespace) -> int:
             for arm, found in report.arms.items():
                 display.table(f"{report.bench}: {arm}, {len(found.records)} times, median (min to max)", found.rows)
             display.table(report.bench, report.figures)
+        display.table("seconds", {report.bench: round(report.wall_s) for report in reports})
     if json_file is not None:
         content = reports[0] if len(reports) == 1 else reports
         json_file.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=2))

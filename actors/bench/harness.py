@@ -3,6 +3,7 @@
 import os
 import platform
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
@@ -65,6 +66,8 @@ class BenchReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     machine: Machine
     figures: dict[str, float]
     arms: dict[str, ArmReport]
+    wall_s: float
+    """That the whole bench took."""
     skipped: dict[str, str] = {}
     """Arms that were not run, and why."""
 
@@ -95,6 +98,7 @@ def run_bench(
 
 def report(name: str, benches: Sequence[Bench], *, on_progress: Callable[[str], None]) -> BenchReport:
     """Run the parts in turn and put them together."""
+    started_s = time.monotonic()
     figures: dict[str, float] = {}
     arms: dict[str, ArmReport] = {}
     skipped: dict[str, str] = {}
@@ -105,7 +109,8 @@ def report(name: str, benches: Sequence[Bench], *, on_progress: Callable[[str], 
         records = measure(bench, on_progress=on_progress)
         figures |= bench.figures(records)
         arms |= {arm: arm_report(found) for arm, found in records.items()}
-    return BenchReport(bench=name, machine=this_machine(), figures=figures, arms=arms, skipped=skipped)
+    wall_s = time.monotonic() - started_s
+    return BenchReport(bench=name, machine=this_machine(), figures=figures, arms=arms, wall_s=wall_s, skipped=skipped)
 
 
 def this_machine() -> Machine:
