@@ -1,6 +1,6 @@
 """Agents teach the policy behind a gateway: the official client streams and calls tools, and each answer gets a reward.
 
-python -m examples.online_training configs/demo.toml --steps 30
+python -m examples.online_training configs/demo.toml
 
 starts `arpo serve` with training switched on, which makes the cold start of the configuration first. What the agents
 know of it is its address and two keys: they ask the questions of the generated task, run its tools themselves, and say
@@ -197,7 +197,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("config", help="a TOML file with a [world]")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument("--steps", type=int, default=30, help="of the learner (default 30)")
+    parser.add_argument("--steps", type=int, default=12, help="of the learner (default 12)")
     parser.add_argument("--questions", type=int, default=500, help="asked before and after (default 500)")
     given = parser.parse_args()
     lesson = Lesson(steps=given.steps, num_questions=given.questions)
