@@ -3,16 +3,61 @@
 import asyncio
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from actors import Config
 from actors.bench.overlap import CONFIG
 from actors.materials import materialise
 from engine import journal
+from engine.dataset_files import Row
 from engine.events import AnyEvent, StepFinished, TokensSampled, ToolFinished, WeightsPublished
 from engine.journal import read_unnumbered
+from engine.traces import read_traces
 from examples import online_training
-from examples.online_training import Lesson
+from examples.online_training import Agents, Lesson
+from tests.gateway_world import KEY, REWARD_KEY, make_words, world
+from tests.test_gateway_client import Expert
+from tools.config import SearchConfig, ToolsConfig, build_executor
+from tools.python import PythonConfig
+from tools.rewards import answer_of
+from tools.toolworld import TOP_K, ToolworldConfig, generate
+
+
+@pytest.mark.timeout(120)
+def test_agents_are_rewarded_by_their_answers_and_measured_without_a_trace(tmp_path: Path) -> None:
+    config = ToolworldConfig(num_sft=20, num_train=0, num_valid=0, num_test=0, num_drills=0, plus=0.5, sloppy=0.0)
+    files = generate(config, tmp_path / "toolworld")
+    traces = list(read_traces(files.sft))[:4]
+    tokenizer = make_words(
+        tmp_path / "words", words=msgspec.json.decode(Path(files.words).read_bytes(), type=list[str])
+    )
+    truths = [answer_of(trace.segments[-1].text) or "" for trace in traces]
+    truths[1] = truths[3] = "another answer"
+    rows = [
+        Row(index=index, messages=tuple(trace.prompt), ground_truth=truth, data_source="")
+        for index, (trace, truth) in enumerate(zip(traces, truths, strict=True))
+    ]
+    search = SearchConfig(corpus=files.corpus, top_k=TOP_K)
+
+    async def main() -> None:
+        async with (
+            build_executor(ToolsConfig(search=search, python=PythonConfig())) as tools,
+            world(
+                tmp_path, policy=lambda _: Expert(tokenizer, traces), tokenizer=tokenizer, form="arpo", group_size=2
+            ) as here,
+            Agents(f"{here.url}/v1", tools, key=KEY, reward_key=REWARD_KEY) as agents,
+        ):
+            assert await agents.version() == 0
+            assert await agents.success(rows[:2]) == 0.5
+            assert here.groups == []
+            for row in rows[2:]:
+                await asyncio.gather(agents.learn(row), agents.learn(row))
+            assert agents.num_rewarded == 4
+            scores = [[t.reward.score for t in group.trajectories] for group in here.groups]
+            assert scores == [[1.0, 1.0], [0.0, 0.0]]
+
+    asyncio.run(main())
 
 
 @pytest.mark.real
