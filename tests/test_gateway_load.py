@@ -47,4 +47,4 @@ def test_500_streams_for_two_minutes_cost_little_and_hold_no_memory() -> None:
     assert record["streams"] > 500 * 10
     # Not that of all chunks, which is the figure: a second in which the machine has others to serve is a hundredth.
     assert record["own_usual_p99_ms"] < 20
-    assert report.figures["growth_mib"] < 10
+    assert report.figures["growth_mib"] < 0.1 * record["rss_start_mib"] + 10
