@@ -145,6 +145,7 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("--json", metavar="FILE", help="write the figures there too")
     bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="for learner (default cpu)")
     bench.add_argument("--sglang-python", metavar="FILE", help="for prefix: a Python that has sglang")
+    bench.add_argument("--with-trl", action="store_true", help="for end-to-end: install TRL, and run it beside")
 
 
 def _add_eval(evaluate: argparse.ArgumentParser) -> None:

@@ -211,13 +211,19 @@ def _bench(arguments: argparse.Namespace) -> int:
     json_file = None if arguments.json is None else _output(arguments.json, option="--json")
     with Display(Path()) as display:
         names = NAMES if arguments.name == "all" else (arguments.name,)
-        options = {"is_quick": arguments.quick, "sglang_python": arguments.sglang_python, "device": arguments.device}
-        options["overrides"] = arguments.overrides
+        options = {
+            "is_quick": arguments.quick,
+            "sglang_python": arguments.sglang_python,
+            "device": arguments.device,
+            "overrides": arguments.overrides,
+            "has_trl": arguments.with_trl,
+        }
         reports = [run_bench(name, on_progress=display.note, **options) for name in names]
         for report in reports:
             for arm, found in report.arms.items():
                 display.table(f"{report.bench}: {arm}, {len(found.records)} times, median (min to max)", found.rows)
             display.table(report.bench, report.figures)
+        display.table("seconds", {report.bench: round(report.wall_s) for report in reports})
     if json_file is not None:
         content = reports[0] if len(reports) == 1 else reports
         json_file.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=2))

@@ -54,15 +54,19 @@ async def ask(
     run: dict[str, Run] | None = None,
     system: str = "",
     model: str = "policy",
+    **sampling: Any,
 ) -> Answer:
-    """Answer a question with tools, streaming every turn. `tools` are OpenAI's descriptions, `run` what they do."""
+    """Answer a question with tools, streaming every turn.
+
+    `tools` are OpenAI's descriptions, `run` what they do; `sampling` is for the client, such as `temperature`.
+    """
     messages: list[Any] = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": question})
     turn = Turn()
     for _ in range(MAX_TURNS):
         turn = Turn()
-        offered: dict[str, Any] = {"tools": list(tools)} if tools else {}
-        async for chunk in await client.chat.completions.create(model=model, messages=messages, stream=True, **offered):
+        more: dict[str, Any] = {"tools": list(tools), **sampling} if tools else sampling
+        async for chunk in await client.chat.completions.create(model=model, messages=messages, stream=True, **more):
             turn.add(chunk)
         messages.append(turn.message)
         if not turn.calls:

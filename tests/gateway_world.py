@@ -22,7 +22,7 @@ from engine.journal import read_unnumbered
 from engine.renderer import RendererConfig
 from engine.rollout_config import RolloutConfig, SamplingConfig
 from engine.tokenizer import HfTokenizer, load_tokenizer
-from engine.tokenizer_tiny import make_bpe_tokenizer
+from engine.tokenizer_tiny import make_bpe_tokenizer, make_word_tokenizer
 from engine.tree import TreeBuilder
 from engine.types import Completion, GenerateRequest, Int32, TrajectoryGroup
 
@@ -45,6 +45,12 @@ TEXTS = ["what is 1 plus 2? the sum is 3.", "hello, how are you today? fine, tha
 
 def make_tokenizer(folder: Path) -> HfTokenizer:
     make_bpe_tokenizer(folder, texts=TEXTS * 20, vocab_size=400)
+    return load_tokenizer_of(folder)
+
+
+def make_words(folder: Path, *, words: Sequence[str]) -> HfTokenizer:
+    """A tokenizer of a generated task."""
+    make_word_tokenizer(folder, words=words)
     return load_tokenizer_of(folder)
 
 

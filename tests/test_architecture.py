@@ -37,6 +37,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "tools/python_remote.py",
         "actors/gateway/answers.py",
         "actors/gateway/server.py",
+        "actors/bench/serve_clients.py",
     ),
     "asyncio_throttle": ("tools/hosts.py",),
     "bm25s": ("tools/search.py",),
@@ -61,10 +62,14 @@ DOORS: dict[str, tuple[str, ...]] = {
         "learner/*",
         "actors/bench/decode.py",
         "actors/bench/learner_*.py",
+        "actors/bench/trl_arm.py",
         "actors/sglang_cpu_shims/*",
     ),
     "trafilatura": ("tools/readable.py",),
     "transformers": ("actors/bench/*",),
+    # In no environment of ours: a bench installs it on request, for a process of its own.
+    "datasets": ("actors/bench/trl_arm.py",),
+    "trl": ("actors/bench/trl_arm.py",),
 }
 """Dependency to the only files that may import it; `*` matches any depth."""
 ONE_FILE = ("asyncio_throttle", "bm25s", "jsonschema", "matplotlib", "mcp", "rich", "trafilatura")

@@ -18,7 +18,8 @@ FOLDER = Path(__file__).resolve().parent.parent / "configs"
 PRESETS = sorted((FOLDER / "algorithms").glob("*.toml"))
 """Laid over a whole configuration; none by themselves."""
 LAYERS = [*PRESETS, FOLDER / "recipes" / "cold_start.toml"]
-LAYERS += [path for folder in ("evaluation", "models") for path in sorted((FOLDER / folder).glob("*.toml"))]
+FOLDERS = ("bench", "cluster", "evaluation", "models")
+LAYERS += [path for name in FOLDERS for path in sorted((FOLDER / name).glob("*.toml"))]
 """These, and those of the recipes: `test_recipes`."""
 FILES = sorted(set(FOLDER.rglob("*.toml")) - set(LAYERS))
 

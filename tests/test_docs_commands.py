@@ -27,7 +27,7 @@ def arpo_lines() -> list[tuple[str, str]]:
 
 def taken(line: str) -> list[str]:
     """The words of a line, with something in place of what is left to the reader; of alternatives the first."""
-    line = re.sub(r"(\w+)( \| \w+)+", r"\1", line)
+    line = re.sub(r"([\w-]+)( \| [\w-]+)+", r"\1", line)
     return [PLACEHOLDERS.get(word, word) for word in shlex.split(line)]
 
 

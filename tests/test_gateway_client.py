@@ -11,12 +11,11 @@ from openai import AsyncOpenAI
 
 from engine.chat_template import as_function
 from engine.inference.scripted import Script
-from engine.tokenizer import HfTokenizer, load_tokenizer
-from engine.tokenizer_tiny import make_word_tokenizer
+from engine.tokenizer import HfTokenizer
 from engine.traces import Trace, read_traces
 from engine.types import GenerateRequest, RolloutStatus, ToolCall
 from examples import openai_agent
-from tests.gateway_world import KEY, REWARD_KEY, world
+from tests.gateway_world import KEY, REWARD_KEY, make_words, world
 from tools.config import RewardConfig, SearchConfig, ToolsConfig, build_executor
 from tools.python import PythonConfig
 from tools.toolworld import TOP_K, ToolworldConfig, generate
@@ -89,11 +88,8 @@ class Expert:
 def test_an_agent_of_the_generated_task_searches_computes_and_is_rewarded(tmp_path: Path) -> None:
     config = ToolworldConfig(num_sft=20, num_train=0, num_valid=0, num_test=0, num_drills=0, plus=1.0, sloppy=0.0)
     files = generate(config, tmp_path / "toolworld")
-    (tmp_path / "words").mkdir()
     words = msgspec.json.decode(Path(files.words).read_bytes(), type=list[str])
-    make_word_tokenizer(tmp_path / "words", words=words)
-    (tmp_path / "words" / "config.json").write_text("{}")
-    tokenizer = load_tokenizer(tmp_path / "words")
+    tokenizer = make_words(tmp_path / "words", words=words)
     traces = [trace for trace in read_traces(files.sft) if trace.is_correct][:5]
     search = SearchConfig(corpus=files.corpus, top_k=TOP_K)
     tools = build_executor(ToolsConfig(search=search, python=PythonConfig(), reward=RewardConfig(kind="exact")))

@@ -1,18 +1,18 @@
 """The paper's recipes: decoded for every model, with the paper's numbers, and passed by the doctor without a GPU."""
 
+import re
+import shlex
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
 
+from actors.cli import parse
 from actors.config import Config, HfModel
 from actors.doctor.case import Case
 from actors.doctor.examine import examine
 from actors.doctor.sizes import GIB
-from engine.config import to_json
-from engine.rollout_config import RolloutConfig
 from learner.config import ArpoSoft, Decoupled, Ppo, TokenMean
 from tests.test_doctor import LAPTOP, Computer
 
@@ -129,25 +129,57 @@ def test_the_papers_evaluation_and_judge_are_layers(name: str) -> None:
     assert refusals(config) == []
 
 
-@pytest.mark.parametrize(
-    ("cluster", "name", "model"),
-    [("qwen2_5_7b_1x8", "reasoning", "qwen2_5_7b"), ("qwen3_14b_16x8", "deep_search", "qwen3_14b")],
-)
-def test_the_files_for_clusters_are_the_recipe_on_other_machines(cluster: str, name: str, model: str) -> None:
-    def said(config: Config) -> dict[str, Any]:
-        found: dict[str, Any] = msgspec.json.decode(to_json(config))
-        learner = {
-            key: value
-            for key, value in found["learner"].items()
-            if key not in LAYOUT | {"micro_batch_tokens", "recompute", "sequence_parallel"}
-        }
-        kept = ("steps", "batch_size", "max_staleness")
-        return {"learner": learner, "rollout": found["rollout"], "train": {key: found["train"][key] for key in kept}}
+def test_a_cluster_is_the_recipe_on_other_machines() -> None:
+    said = tomllib.loads((CONFIGS / "cluster" / "qwen3_14b_16x8.toml").read_text())
+    assert set(said["learner"]) <= LAYOUT | {"micro_batch_tokens", "recompute"}
+    assert said["rollout"] == {"sampling": {"max_segment_tokens": 4096}}
+    assert "train" not in said
+    config = recipe("deep_search", "cluster/qwen3_14b_16x8.toml")
+    assert refusals(config, num_gpus=128) == []
+    assert refusals(config, num_gpus=127) != []
 
-    one, other = Config.load(CONFIGS / "cluster" / f"{cluster}.toml"), recipe(name, f"models/{model}.toml")
-    assert isinstance(one.rollout, RolloutConfig)
-    segment = {"deep_search": other.rollout.sampling.max_segment_tokens}.get(name)
-    found = said(one)
-    if segment is not None:  # a file of its own may cut a turn earlier
-        found["rollout"]["sampling"]["max_segment_tokens"] = segment
-    assert found == said(other)
+
+LAYOUTS = {
+    "7b": ("reasoning", ("models/qwen2_5_7b.toml",), 8),
+    "7b on servers of one GPU": ("reasoning", ("models/qwen2_5_7b.toml", "bench/servers_of_one_gpu.toml"), 8),
+    "8b on servers of one GPU": ("deep_search", ("models/qwen3_8b.toml", "bench/servers_of_one_gpu.toml"), 8),
+    "14b": ("deep_search", ("cluster/qwen3_14b_16x8.toml",), 128),
+}
+BENCHES = sorted(path.name for path in (CONFIGS / "bench").glob("*.toml"))
+
+
+@pytest.mark.parametrize("bench", ["throughput.toml", "tool_budget.toml"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_bench_for_gpus_passes_the_doctor_on_the_machines_it_is_for(layout: str, bench: str) -> None:
+    name, layers, num_gpus = LAYOUTS[layout]
+    config = recipe(name, *layers, f"bench/{bench}")
+    assert refusals(config, num_gpus=num_gpus) == []
+    assert refusals(config, num_gpus=num_gpus // 2) != []
+    assert config.tools.cache.memory_mib == 0
+    assert config.tools.cache.file == ""
+
+
+@pytest.mark.parametrize("bench", BENCHES)
+def test_a_bench_for_gpus_changes_no_algorithm_and_shows_commands_that_are_taken(bench: str) -> None:
+    text = (CONFIGS / "bench" / bench).read_text()
+    said = tomllib.loads(text)
+    assert set(said) <= {"eval", "tools", "rollout", "generator", "train", "runtime"}
+    assert set(said.get("rollout", {})) <= {"budget"}
+    commands = re.findall(r"`arpo (.+?)`", text.replace("\n#", ""), re.DOTALL)
+    assert commands
+    for command in commands:
+        arguments = parse(shlex.split(command))
+        assert f"bench/{bench}" in arguments.overrides
+        Config.load(CONFIGS.parent / arguments.config, *arguments.overrides)
+    for override in re.findall(r"`(rollout\.[^`]+)`", text):
+        recipe("deep_search", f"bench/{bench}", override)
+
+
+def test_half_of_the_calls_of_a_step_are_the_budget() -> None:
+    config = recipe("reasoning", "bench/tool_budget.toml")
+    calls = config.rollout.budget.calls_per_path
+    assert calls is not None
+    assert config.rollout.budget.calls_per_cohort == config.train.batch_size * config.rollout.size * calls // 2
+    deep = recipe("deep_search").rollout.budget.calls_per_path
+    assert deep is not None
+    assert f"calls_per_cohort={128 * 16 * deep // 2}" in (CONFIGS / "bench" / "tool_budget.toml").read_text()

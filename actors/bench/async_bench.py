@@ -39,7 +39,7 @@ def benches(folder: Path, *, is_quick: bool) -> Sequence[Bench]:
         Bench(
             name="overlap",
             arms={"overlapped": overlap.overlapped, "serial": overlap.serial},
-            repetitions=3 if is_quick else 5,
+            repetitions=1 if is_quick else 5,
             figures=lambda records: {"overlap_ratio": median_ratio(records, "overlapped", "serial", of="wall_s")},
         ),
     )

@@ -6,13 +6,10 @@ has in other processes, is measured by itself and subtracted; that of the tools 
 """
 
 import asyncio
-import multiprocessing
 import resource
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from actors.bench.bench import Record
 from actors.bench.simulated_training import WorkloadPrompts, no_credit
@@ -172,9 +169,3 @@ def policy_s(workload: Workload, requests: Sequence[GenerateRequest]) -> float:
     with rarely():
         run_virtual(main())
     return time.process_time() - started_s
-
-
-def in_own_process(work: Callable[..., Record], **arguments: Any) -> Record:
-    """The largest memory of a process is that of its whole life, so whoever measures it needs a new one."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(work, **arguments).result()

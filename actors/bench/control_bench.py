@@ -22,9 +22,10 @@ from pathlib import Path
 import msgspec
 
 from actors.bench.bench import Bench, Record, Records, median_of
-from actors.bench.control import control, in_own_process
+from actors.bench.control import control
 from actors.bench.control_config import NUM_BATCHES, load_control
 from actors.bench.control_http import over_http
+from actors.bench.own_process import in_own_process
 from actors.bench.simulation import SIZE
 from actors.bench.workload import Workload
 

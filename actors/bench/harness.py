@@ -3,6 +3,7 @@
 import os
 import platform
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
@@ -15,9 +16,11 @@ from actors.bench import (
     async_bench,
     control_bench,
     decode_bench,
+    end_to_end_bench,
     learner_bench,
     prefix_bench,
     sandbox_bench,
+    serve_bench,
     tools_bench,
     weights_bench,
 )
@@ -40,6 +43,8 @@ MAKERS: dict[str, Maker] = {
     "tools": tools_bench.benches,
     "sandbox": sandbox_bench.benches,
     "control": control_bench.benches,
+    "serve": serve_bench.benches,
+    "end-to-end": end_to_end_bench.benches,
 }
 
 
@@ -61,6 +66,8 @@ class BenchReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     machine: Machine
     figures: dict[str, float]
     arms: dict[str, ArmReport]
+    wall_s: float
+    """That the whole bench took."""
     skipped: dict[str, str] = {}
     """Arms that were not run, and why."""
     timelines: dict[str, list[Timeline]] = {}
@@ -74,8 +81,10 @@ def run_bench(
     sglang_python: str | None = None,
     device: learner_bench.Device = "cpu",
     overrides: Sequence[str] = (),
+    has_trl: bool = False,
 ) -> BenchReport:
-    """Run one bench to its end. `sglang_python` is for `prefix`, `device` for `learner`, `overrides` for `control`.
+    """Run one bench to its end. `sglang_python` is for `prefix`, `device` for `learner`, `overrides` for `control`,
+    `has_trl` for `end-to-end`.
 
     Raises `ConfigError` for a name that is none, and for keys where there are none.
     """
@@ -87,6 +96,7 @@ def run_bench(
         "prefix": partial(prefix_bench.benches, sglang_python=sglang_python),
         "learner": partial(learner_bench.benches, device=device),
         "control": partial(control_bench.benches, overrides=overrides),
+        "end-to-end": partial(end_to_end_bench.benches, has_trl=has_trl, say=on_progress),
     }
     with tempfile.TemporaryDirectory(prefix="arpo-bench-") as folder:
         return report(name, makers[name](Path(folder), is_quick=is_quick), on_progress=on_progress)
@@ -94,6 +104,7 @@ def run_bench(
 
 def report(name: str, benches: Sequence[Bench], *, on_progress: Callable[[str], None]) -> BenchReport:
     """Run the parts in turn and put them together."""
+    started_s = time.monotonic()
     figures: dict[str, float] = {}
     arms: dict[str, ArmReport] = {}
     skipped: dict[str, str] = {}
@@ -107,7 +118,13 @@ def report(name: str, benches: Sequence[Bench], *, on_progress: Callable[[str], 
         arms |= {arm: arm_report(found) for arm, found in records.items()}
         timelines |= bench.timelines
     return BenchReport(
-        bench=name, machine=this_machine(), figures=figures, arms=arms, skipped=skipped, timelines=timelines
+        bench=name,
+        machine=this_machine(),
+        figures=figures,
+        arms=arms,
+        wall_s=time.monotonic() - started_s,
+        skipped=skipped,
+        timelines=timelines,
     )
 
 

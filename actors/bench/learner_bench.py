@@ -66,7 +66,7 @@ def benches(folder: Path, *, is_quick: bool, device: Device = "cpu") -> Sequence
         Bench(
             name="learner",
             arms=arms,
-            repetitions=2 if is_quick else 5,
+            repetitions=1 if is_quick else 5,
             figures=partial(figures, shapes=tuple(shapes)),
         ),
     )

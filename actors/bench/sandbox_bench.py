@@ -55,7 +55,7 @@ def benches(folder: Path, *, is_quick: bool) -> Sequence[Bench]:
                 ),
                 "trivial": lambda seed: measured(by_tool, trivial, num_callers=cores, num_calls=100 * cores, seed=seed),
             },
-            repetitions=3 if is_quick else 5,
+            repetitions=1 if is_quick else 5,
             figures=partial(_figures, is_isolated=examine_isolation(PythonConfig()).is_full),
         ),
     )

@@ -29,7 +29,7 @@ def benches(folder: Path, *, is_quick: bool) -> Sequence[Bench]:
                 "pp2": lambda seed: arms.publish(pipeline_parallel=2),
                 "save_file": lambda seed: arms.save_file(),
             },
-            repetitions=2 if is_quick else 5,
+            repetitions=1 if is_quick else 5,
             figures=figures,
         ),
     )

@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from engine.events import AnyTreeEvent
 from engine.journal import unnumbered
@@ -29,8 +30,7 @@ class Records:
         if self._folder is None or not events:
             return
         path = self._folder / tenant / "trees" / f"{tree}.log"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as file:
+        with _appending(path) as file:
             file.write(unnumbered(events))
 
     def name(self, tenant: str, conversation: str, tree: str) -> None:
@@ -38,9 +38,8 @@ class Records:
         if self._folder is None:
             return
         path = self._folder / tenant / "conversations" / conversation
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(f"{tree}\n")
+        with _appending(path) as file:
+            file.write(f"{tree}\n".encode())
 
     def delete(self, tenant: str, conversation: str) -> list[str]:
         """Remove what is known of a conversation; returns the trees that were removed with it."""
@@ -64,3 +63,12 @@ class Records:
         for path in old:
             path.unlink(missing_ok=True)
         return sum(path.parent.name == "trees" for path in old)
+
+
+def _appending(path: Path) -> BinaryIO:
+    """The file at its end, in a folder that is made where it is missing: nearly always it is there."""
+    try:
+        return path.open("ab")
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("ab")

@@ -247,4 +247,5 @@ class Gateway:
 
     async def _health(self, request: web.Request) -> web.Response:
         del request
-        return json_answer({"status": "ok", "streams": self._num_streams, "conversations": len(self._store)})
+        found = {"streams": self._num_streams, "conversations": len(self._store), "version": self._store.version}
+        return json_answer({"status": "ok", **found})

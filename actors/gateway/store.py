@@ -42,6 +42,11 @@ class Store:
     def __len__(self) -> int:
         return len(self._named)
 
+    @property
+    def version(self) -> Version:
+        """Of the weights that sample now."""
+        return self._version()
+
     # -- turns ------------------------------------------------------------------------------------------------
 
     def begin(self, tenant: str, asked: TurnAsked, dialogue: Dialogue) -> Conversation:
