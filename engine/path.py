@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from engine.branching import Branching
 from engine.errors import ToolError
 from engine.events import AnyTreeEvent, Observed, PathEnded, Rewarded, ToolFinished, ToolRequested, ToolRerun
-from engine.interfaces import Generator, ToolHost
+from engine.interfaces import Samples, ToolHost
 from engine.ledger import PathLedger
 from engine.path_reward import reward_of
 from engine.renderer import Renderer
@@ -30,7 +30,7 @@ class PathRunner:
         seed: int,
         branching: Branching,
         stream_interval: int,
-        generator: Generator,
+        generator: Samples,
         tools: ToolHost,
         renderer: Renderer,
         emit: Callable[[AnyTreeEvent], None],
@@ -104,20 +104,10 @@ class PathRunner:
         self._on_progress(path)
 
     async def _call(self, path: Path, index: int, ledger: PathLedger, tools: ToolHost) -> None:
-        result = await self._execute(path, index, ledger, tools)
+        result = await paid_call(
+            path.calls[index], history=path.calls[:index], tools=tools, ledger=ledger, out_of_calls=self._out_of_calls
+        )
         self._emit(ToolFinished(prompt_id=self._prompt_id, path=path.number, index=index, result=result))
-
-    async def _execute(self, path: Path, index: int, ledger: PathLedger, tools: ToolHost) -> ToolResult:
-        call = path.calls[index]
-        if call.malformed:
-            return ToolResult(name=call.name, text=call.malformed, status="malformed")
-        reservation = ledger.reserve()
-        if reservation is None:
-            return ToolResult(name=call.name, text=self._out_of_calls, status="refused")
-        with reservation:
-            result = await tools.call(call, history=path.calls[:index])
-            reservation.settle(result)
-        return result
 
     # -- the end ----------------------------------------------------------------------------------------------
 
@@ -133,6 +123,21 @@ class PathRunner:
         # In this order: a process killed in between leaves a live path that is scored again, not an ended one without.
         self._emit(Rewarded(prompt_id=self._prompt_id, path=path.number, reward=reward))
         self._emit(PathEnded(prompt_id=self._prompt_id, path=path.number, status=status, detail=detail))
+
+
+async def paid_call(
+    call: ToolCall, *, history: Sequence[ToolCall], tools: ToolHost, ledger: PathLedger, out_of_calls: str
+) -> ToolResult:
+    """Run a call where it is well-formed and the budgets pay for it; `out_of_calls` is what it comes to otherwise."""
+    if call.malformed:
+        return ToolResult(name=call.name, text=call.malformed, status="malformed")
+    reservation = ledger.reserve()
+    if reservation is None:
+        return ToolResult(name=call.name, text=out_of_calls, status="refused")
+    with reservation:
+        result = await tools.call(call, history=history)
+        reservation.settle(result)
+    return result
 
 
 class _GivesUp:

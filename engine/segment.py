@@ -16,7 +16,7 @@ from engine.branching import Branching
 from engine.coins import seed_of
 from engine.errors import GeneratorError, RequestRefusedError
 from engine.events import AnyTreeEvent, TokensSampled
-from engine.interfaces import Generator
+from engine.interfaces import Samples
 from engine.renderer import Renderer
 from engine.rollout_config import SamplingConfig
 from engine.stop_seam import StopSeam
@@ -58,7 +58,7 @@ class SegmentSampler:
         seed: int,
         branching: Branching,
         stream_interval: int,
-        generator: Generator,
+        generator: Samples,
         renderer: Renderer,
         emit: Callable[[AnyTreeEvent], None],
         on_progress: Callable[[Path], None],

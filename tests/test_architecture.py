@@ -37,6 +37,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "tools/python_remote.py",
         "actors/gateway/answers.py",
         "actors/gateway/server.py",
+        "actors/sink_prometheus.py",
     ),
     "asyncio_throttle": ("tools/hosts.py",),
     "bm25s": ("tools/search.py",),
@@ -55,6 +56,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     # The benchmarks time the reference implementations: a plain `save_file`, and transformers, which speaks torch.
     "safetensors": ("engine/inference/*", "learner/*", "actors/bench/publishing.py"),
     "sglang": (),
+    "tensorboard": ("actors/sink_tensorboard.py",),
     "tokenizers": ("engine/tokenizer.py", "engine/tokenizer_tiny.py"),
     "torch": (
         "engine/inference/*",
@@ -65,6 +67,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     ),
     "trafilatura": ("tools/readable.py",),
     "transformers": ("actors/bench/*",),
+    "wandb": ("actors/sink_wandb.py",),
 }
 """Dependency to the only files that may import it; `*` matches any depth."""
 ONE_FILE = ("asyncio_throttle", "bm25s", "jsonschema", "matplotlib", "mcp", "rich", "trafilatura")
