@@ -109,6 +109,11 @@ class Session:
             finally:
                 await self._stack.aclose()
 
+    @property
+    def folder(self) -> Path:
+        """Where `steps` keeps its journal, checkpoints and metrics, and every process its log."""
+        return self._run.path
+
     def prompts(self, questions: Iterable[str], *, ground_truths: Iterable[str] = ()) -> list[Prompt]:
         """Questions as prompts, under the configured system prompt; `ground_truths` are for the reward."""
         truths = list(ground_truths)
