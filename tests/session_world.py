@@ -3,34 +3,49 @@
 import json
 from pathlib import Path
 
-import msgspec
-
-from actors.config import Config, RunConfig
-from engine.branching import Chain
-from engine.dataset import DataConfig
-from engine.rollout_config import BudgetConfig, RolloutConfig, SamplingConfig
-from engine.train_config import TrainConfig
-from learner.config import LearnerConfig
+from actors.config import Config
 from tests.test_parity import build
 
 QUESTIONS = ["who is it", "who is it one", "is it two", "who is one", "page one note", "note two"]
+TOML = """
+[run]
+dir = "{folder}/runs"
+[model]
+kind = "hf"
+path = "{folder}/model"
+[data]
+path = "{folder}/questions.jsonl"
+epochs = 8
+prompt_column = "prompt"
+answer_column = "answer"
+[tools.search]
+corpus = "{folder}/corpus.jsonl"
+top_k = 1
+[rollout]
+size = 4
+[rollout.branching]
+kind = "chain"
+[rollout.sampling]
+max_response_tokens = 48
+max_segment_tokens = 12
+[rollout.budget]
+calls_per_path = 2
+[learner]
+dtype = "float32"
+lr = 1e-3
+micro_batch_tokens = 1024
+[train]
+steps = {steps}
+batch_size = 2
+checkpoint_every = 1
+"""
 
 
 def small_config(folder: Path, *, steps: int = 2) -> Config:
-    """Lives in `folder`, which need not exist."""
+    """All of it lives in `folder`, which need not exist; as `folder/small.toml`, too."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [json.dumps({"prompt": q, "answer": "two"}) + "\n" for q in QUESTIONS]
+    build(folder, "qwen3")
+    rows = [json.dumps({"prompt": question, "answer": "two"}) + "\n" for question in QUESTIONS]
     (folder / "questions.jsonl").write_text("".join(rows))
-    return msgspec.structs.replace(
-        build(folder, "qwen3"),
-        run=RunConfig(dir=str(folder / "runs")),
-        data=DataConfig(path=str(folder / "questions.jsonl"), epochs=8, prompt_column="prompt", answer_column="answer"),
-        rollout=RolloutConfig(
-            size=4,
-            branching=Chain(),
-            sampling=SamplingConfig(max_response_tokens=48, max_segment_tokens=12),
-            budget=BudgetConfig(calls_per_path=2),
-        ),
-        learner=LearnerConfig(dtype="float32", lr=1e-3, micro_batch_tokens=1024),
-        train=TrainConfig(steps=steps, batch_size=2, checkpoint_every=1),
-    )
+    (folder / "small.toml").write_text(TOML.format(folder=folder, steps=steps))
+    return Config.load(folder / "small.toml")
