@@ -11,7 +11,9 @@ class WandbConfig(Section, frozen=True, kw_only=True):
     """A run of Weights & Biases; needs `pip install 'arpo-engine[wandb]'`. Its key is wandb's own business."""
 
     project: str
+    """In which its runs lie."""
     entity: str | None = None
+    """The team or person whose project it is; unset is wandb's own default."""
     mode: Literal["online", "offline"] = "online"
     """`offline` writes to the folder of the run, for `wandb sync`."""
 
@@ -22,6 +24,7 @@ class PrometheusConfig(Section, frozen=True, kw_only=True):
     port: Annotated[int, Meta(ge=0, le=65535)]
     """0 takes a free one; the log says which."""
     host: str = "127.0.0.1"
+    """Anything but loopback shows the figures to whoever reaches it: there is no key."""
 
 
 class MetricsConfig(Section, frozen=True):

@@ -182,7 +182,7 @@ class Session:
         steps that are new are given. Raises `RuntimeError` where steps are under way already.
         """
         if self._is_training:
-            raise RuntimeError("steps are under way already")
+            raise RuntimeError("steps are under way already: close that stream first, as contextlib.aclosing does")
         self._is_training = True
         try:
             async with self._streamed("session steps", self._train) as rows:

@@ -43,6 +43,12 @@ def running() -> set[str]:
     return children | {f"task {id(task)} {task.get_name()}" for task in asyncio.all_tasks()}
 
 
+async def collected() -> None:
+    """A stream that nobody closed is closed by the garbage collector, in a task that ends at once."""
+    if others := asyncio.all_tasks() - {asyncio.current_task()}:
+        await asyncio.wait(others, timeout=1.0)
+
+
 def is_empty(folder: Path) -> bool:
     return list(folder.iterdir()) == []
 
@@ -177,6 +183,7 @@ def test_cancelling_a_consumer_leaves_nothing(tmp_path: Path, stream: str) -> No
         with pytest.raises(asyncio.CancelledError):
             await consumer
         await asyncio.gather(waiting, return_exceptions=True)
+        await collected()
         assert running() == before
         return folders[0]
 
