@@ -8,12 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from actors.config import Config
+    from actors.policy import Agent, Policy, Segment
     from actors.runtime import LocalRuntime
     from actors.session import Session
 
-_HOMES = {"Config": "actors.config", "LocalRuntime": "actors.runtime", "Session": "actors.session"}
+_HOMES = {
+    "Agent": "actors.policy",
+    "Config": "actors.config",
+    "LocalRuntime": "actors.runtime",
+    "Policy": "actors.policy",
+    "Segment": "actors.policy",
+    "Session": "actors.session",
+}
 
-__all__ = ["Config", "LocalRuntime", "Session"]
+__all__ = ["Agent", "Config", "LocalRuntime", "Policy", "Segment", "Session"]
 
 
 def __getattr__(name: str) -> Any:

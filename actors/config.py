@@ -8,6 +8,7 @@ from msgspec import Meta
 
 from actors.eval_config import EvalConfig
 from actors.gateway.config import ServeConfig
+from actors.metrics_config import MetricsConfig
 from engine.config import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Section, load
 from engine.dataset import DataConfig
 from engine.errors import ConfigError
@@ -190,6 +191,7 @@ class Config(Section, frozen=True, kw_only=True):
     journal: JournalConfig = JournalConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     serve: ServeConfig = ServeConfig()
+    metrics: MetricsConfig = MetricsConfig()
 
     def __post_init__(self) -> None:
         if self.eval is not None and self.eval.control and not self.sft:

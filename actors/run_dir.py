@@ -19,6 +19,8 @@ from engine.config import differences, to_json
 from engine.errors import ConfigError
 
 LOCK = ".lock"
+WATCHING = "metrics."
+"""Keys that say who is told of a run; they may change when it goes on."""
 
 Status = Literal["finished", "interrupted", "failed"]
 
@@ -120,25 +122,30 @@ def choose(config: Config, *, stem: str, fresh: bool) -> RunDir:
     if config.run.name is not None:
         chosen = RunDir(base / config.run.name)
         if not fresh:
-            _check_same(chosen, config)
+            check_same(chosen, config)
         return chosen
     numbers = [int(m[1]) for p in base.glob(f"{stem}-*") if (m := re.fullmatch(rf"{re.escape(stem)}-(\d+)", p.name))]
     latest = RunDir(base / f"{stem}-{max(numbers, default=0)}")
     before = latest.config if numbers else None
-    if before is not None and not fresh and not latest.is_finished and not differences(before, config):
+    if before is not None and not fresh and not latest.is_finished and not _differences(before, config):
         return latest
     return RunDir(base / f"{stem}-{max(numbers, default=0) + 1}")
 
 
-def _check_same(run: RunDir, config: Config) -> None:
+def check_same(run: RunDir, config: Config) -> None:
+    """Raises `ConfigError`, with the keys, where an unfinished run lies there and differs."""
     before = run.config
     if before is None or run.is_finished:
         return
-    if keys := differences(before, config):
+    if keys := _differences(before, config):
         raise ConfigError(
             f"{run.path}: an unfinished run with another configuration ({', '.join(keys)}); "
             "use --fresh to start it anew, or another run.name"
         )
+
+
+def _differences(before: Config, config: Config) -> list[str]:
+    return [key for key in differences(before, config) if not key.startswith(WATCHING)]
 
 
 def write_whole(path: Path, content: bytes) -> None:

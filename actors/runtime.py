@@ -9,12 +9,15 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Self
 
+from actors.agent_rollout import AGENT_TIMEOUT_S, AgentRollout
 from actors.cluster import Cluster, LocalCluster
 from actors.config import Config, HfModel, RuntimeConfig
 from actors.doctor.sizes import published_bytes
 from actors.entering import enter_all
+from actors.gateway.dialogue import Dialogue
 from actors.generators import generator_starts
 from actors.messages import StartLearner, StartRollouts, StartTools
+from actors.policy import Agent
 from actors.remote import RemoteTrainer
 from actors.rollout_pool import RolloutPool, check_distributable
 from actors.wire import Caller
@@ -53,9 +56,17 @@ class LocalRuntime:
     """
 
     def __init__(
-        self, config: Config, run_dir: Path, *, tools: Sequence[Tool] = (), reward: Tool | None = None
+        self,
+        config: Config,
+        run_dir: Path,
+        *,
+        tools: Sequence[Tool] = (),
+        reward: Tool | None = None,
+        agent: Agent | None = None,
+        agent_timeout_s: float = AGENT_TIMEOUT_S,
     ) -> None:
-        """`tools` come beside the configured ones; `reward` replaces the configured one.
+        """`tools` come beside the configured ones; `reward` replaces the configured one; an `agent` grows the trees,
+        and branches them itself. These are functions of this process, so trees grow here where there is one.
 
         Raises `DataError` or `ConfigError` for a model or a corpus that cannot be used; nothing has started by then.
         """
@@ -72,6 +83,9 @@ class LocalRuntime:
         self.vocab_size = shape.vocab_size
         self.max_length = min(shape.max_positions, config.generator.max_kv_tokens or shape.max_positions)
         self._executor = build_executor(config.tools, tools=tools, reward=reward)
+        self._agent = agent
+        self._agent_timeout_s = agent_timeout_s
+        self._has_functions = bool(tools) or reward is not None or agent is not None
         self._cluster = make_cluster(config.runtime, run_dir)
         self._pool: RolloutPool | None = None
         self._num_scopes = 0
@@ -123,7 +137,7 @@ class LocalRuntime:
     async def _start_pool(self, model_path: str, generators: Sequence[str]) -> None:
         """Rollout actors and tool workers, where the configuration has some."""
         num_rollouts, num_workers = self._cluster.num_rollout_actors, self._cluster.num_tool_workers
-        if not num_rollouts:
+        if not num_rollouts or self._has_functions:
             return
         await self._cluster.reserve("tools", num_workers)
         await self._cluster.reserve("rollout", num_rollouts)
@@ -187,23 +201,51 @@ class LocalRuntime:
             return self._rollouts_elsewhere(self._pool, config=config, seed=seed, emit=emit)
 
         async def grow(tree: TreeBuilder, cohort: Cohort) -> TrajectoryGroup:
-            rollout = TreeRollout(
-                tree,
-                config=config,
-                seed=seed,
-                cohort=cohort,
-                generator=router,
-                tools=self.tools,
-                renderer=self.renderer,
-                vocab_size=self.vocab_size,
-                emit=emit,
-            )
             try:
+                if self._agent is not None:
+                    return await self._agent_rollout(
+                        tree, cohort, self._agent, router=router, config=config, seed=seed, emit=emit
+                    ).run()
+                rollout = TreeRollout(
+                    tree,
+                    config=config,
+                    seed=seed,
+                    cohort=cohort,
+                    generator=router,
+                    tools=self.tools,
+                    renderer=self.renderer,
+                    vocab_size=self.vocab_size,
+                    emit=emit,
+                )
                 return await rollout.run()
             finally:
                 router.forget(tree.prompt.prompt_id)
 
         return grow
+
+    def _agent_rollout(
+        self,
+        tree: TreeBuilder,
+        cohort: Cohort,
+        agent: Agent,
+        *,
+        router: Router,
+        config: RolloutConfig,
+        seed: int,
+        emit: Callable[[AnyTreeEvent], None],
+    ) -> AgentRollout:
+        return AgentRollout(
+            tree,
+            agent=agent,
+            config=config,
+            seed=seed,
+            cohort=cohort,
+            generator=router,
+            tools=self.tools,
+            dialogue=Dialogue(self.tokenizer, self.config.renderer, self.tools.specs),
+            emit=emit,
+            timeout_s=self._agent_timeout_s,
+        )
 
     def _rollouts_elsewhere(
         self, pool: RolloutPool, *, config: RolloutConfig, seed: int, emit: Callable[[AnyTreeEvent], None]

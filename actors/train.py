@@ -17,7 +17,8 @@ from actors.run_dir import RunDir, Status, Summary
 from actors.run_log import RunLog
 from actors.runtime import LocalRuntime
 from actors.sft import StartingModel
-from actors.watcher import Watcher
+from actors.sinks import check_sinks, open_sinks
+from actors.watcher import Watcher, Watchers
 from engine.controller import Controller
 from engine.dataset import PromptDataset
 from engine.errors import cause
@@ -68,27 +69,39 @@ async def train(config: Config, run: RunDir, *, watcher: Watcher, is_fresh: bool
 
 
 async def _train(config: Config, run: RunDir, runtime: LocalRuntime, inputs: "Inputs", *, watcher: Watcher) -> Summary:
+    def training(log: RunLog) -> Awaitable[None]:
+        return Training(runtime.config, run, log, watcher=watcher).run(runtime, inputs)
+
+    summary = await recorded(config, run, training, watcher=watcher)
+    watcher.phase("report", None)
+    write_report(run, text=runtime.renderer.text)
+    return summary
+
+
+async def recorded(
+    config: Config, run: RunDir, work: Callable[[RunLog], Awaitable[None]], *, watcher: Watcher
+) -> Summary:
+    """Do `work` under the log of a run that is locked; the summary on disk says how it ended, however that was."""
     run.write_config(config)
     status: Status = "failed"
     error = ""
-    with RunLog(config, run, watcher=watcher) as log:
-        try:
-            await Training(runtime.config, run, log, watcher=watcher).run(runtime, inputs)
-            status = "finished"
-        except asyncio.CancelledError:
-            status = "interrupted"
-            raise
-        except BaseException as failure:
-            error = str(cause(failure))
-            raise
-        finally:
-            summary = log.summary(status=status, error=error)
+    async with open_sinks(config, run) as sinks:
+        with RunLog(config, run, watcher=Watchers(watcher, sinks)) as log:
             try:
-                run.write_summary(summary)
-            except OSError as failure:  # such as a full disk, which is then what ended the run
-                logger.warning("%s: no summary: %s", run.path, failure)
-    watcher.phase("report", None)
-    write_report(run, text=runtime.renderer.text)
+                await work(log)
+                status = "finished"
+            except asyncio.CancelledError:
+                status = "interrupted"
+                raise
+            except BaseException as failure:
+                error = str(cause(failure))
+                raise
+            finally:
+                summary = log.summary(status=status, error=error)
+                try:
+                    run.write_summary(summary)
+                except OSError as failure:  # such as a full disk, which is then what ended the run
+                    logger.warning("%s: no summary: %s", run.path, failure)
     return summary
 
 
@@ -98,6 +111,7 @@ class Inputs:
     def __init__(self, runtime: LocalRuntime) -> None:
         """Raises `ConfigError` or `DataError` for what cannot be used."""
         config = runtime.config
+        check_sinks(config.metrics)
         self.dataset = runtime.prompts(config.data)
         self.questions = None if config.eval is None else runtime.prompts(config.eval.data)
         validation = None if config.eval is None else config.eval.validation
@@ -123,7 +137,13 @@ class Training:
         async with asyncio.TaskGroup() as starts:
             generators = starts.create_task(runtime.start_generators(model_path), name="start generators")
             learner = starts.create_task(runtime.start_trainer(model_path), name="start learner")
-        router, trainer = generators.result(), learner.result()
+        await self.learn(runtime, inputs, generators.result(), learner.result(), model_path=model_path)
+
+    async def learn(
+        self, runtime: LocalRuntime, inputs: Inputs, router: Router, trainer: RemoteTrainer, *, model_path: str
+    ) -> None:
+        """`run` with parts that have started. The learner is fresh, of the model `model_path`."""
+        log = self._log
 
         async def ask_all(phase: str, *files: PromptDataset) -> list[dict[str, float]]:
             assert self._config.eval is not None

@@ -48,3 +48,46 @@ class Watcher:
 
     def control_evaluated(self, event: ControlEvaluated) -> None:
         """What RL is compared with was measured."""
+
+
+class Watchers(Watcher):
+    """Tells several, in their order."""
+
+    def __init__(self, *watchers: Watcher) -> None:
+        self._watchers = watchers
+
+    def event(self, event: AnyEvent) -> None:
+        for watcher in self._watchers:
+            watcher.event(event)
+
+    def phase(self, name: str, total: int | None) -> None:
+        for watcher in self._watchers:
+            watcher.phase(name, total)
+
+    def resumed(self, rows: Sequence[StepMetrics], evaluations: Sequence[Evaluated]) -> None:
+        for watcher in self._watchers:
+            watcher.resumed(rows, evaluations)
+
+    def sft_step(self, report: StepReport) -> None:
+        for watcher in self._watchers:
+            watcher.sft_step(report)
+
+    def step(self, row: StepMetrics) -> None:
+        for watcher in self._watchers:
+            watcher.step(row)
+
+    def group(self, group: TrajectoryGroup) -> None:
+        for watcher in self._watchers:
+            watcher.group(group)
+
+    def verdict(self, is_correct: bool | None) -> None:
+        for watcher in self._watchers:
+            watcher.verdict(is_correct)
+
+    def evaluated(self, event: Evaluated) -> None:
+        for watcher in self._watchers:
+            watcher.evaluated(event)
+
+    def control_evaluated(self, event: ControlEvaluated) -> None:
+        for watcher in self._watchers:
+            watcher.control_evaluated(event)

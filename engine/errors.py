@@ -7,6 +7,8 @@
     │   ├── GeneratorLostError    nobody answers there any more; somebody may again
     │   └── RequestRefusedError   a request that can run nowhere
     ├── ActorLostError   a rollout actor or a tool worker went away
+    ├── AgentError       an agent of the user's raised, or returned what it may not
+    │   └── OutOfRoomError        its path may grow no further
     ├── ToolError        a tool raised, hung, or returned what it may not
     ├── LearnerError     the trainer refused a batch or a checkpoint
     ├── BudgetError      a reservation that does not fit, or was settled twice
@@ -51,6 +53,14 @@ class ActorLostError(ArpoError):
 
 class ToolError(ArpoError):
     """A tool failed. The path records it and goes on."""
+
+
+class AgentError(ArpoError):
+    """An agent of the user's failed. Its path records it; the others of the tree go on."""
+
+
+class OutOfRoomError(AgentError):
+    """A path has the tokens, or the turns, that it may have. An agent that lets it pass has a truncated path."""
 
 
 class LearnerError(ArpoError):

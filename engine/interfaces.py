@@ -18,8 +18,8 @@ from engine.types import (
 )
 
 
-class Generator(Protocol):
-    """Token ids in, streamed token ids with behaviour log-probabilities, entropies and versions out."""
+class Samples(Protocol):
+    """What a path needs of a generator, or of many behind a router."""
 
     def generate(self, request: GenerateRequest) -> AsyncGenerator[Completion, None]:
         """Stream one segment; the last chunk, and only it, has a finish reason.
@@ -33,6 +33,10 @@ class Generator(Protocol):
         caller's to find (`stop_seam`).
         """
         ...
+
+
+class Generator(Samples, Protocol):
+    """Token ids in, streamed token ids with behaviour log-probabilities, entropies and versions out."""
 
     async def abort(self, request_id: str) -> None:
         """End a request: its stream closes with `aborted`. Unknown or ended ids are ignored."""

@@ -23,7 +23,7 @@ from engine.cohort import Cohort
 from engine.coins import coin
 from engine.events import AnyTreeEvent, ForkConsidered, Forked, ForkLapsed, ForkRanked, GroupFinished, PathStarted
 from engine.granting import Proposal
-from engine.interfaces import Generator, ToolHost
+from engine.interfaces import Samples, ToolHost
 from engine.ledger import PathLedger
 from engine.monitor import EntropyMonitor
 from engine.path import PathRunner
@@ -44,7 +44,7 @@ class TreeRollout:
         config: RolloutConfig,
         seed: int,
         cohort: Cohort,
-        generator: Generator,
+        generator: Samples,
         tools: ToolHost,
         renderer: Renderer,
         vocab_size: int,

@@ -38,6 +38,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "actors/gateway/answers.py",
         "actors/gateway/server.py",
         "actors/bench/serve_clients.py",
+        "actors/sink_prometheus.py",
     ),
     "asyncio_throttle": ("tools/hosts.py",),
     "bm25s": ("tools/search.py",),
@@ -56,6 +57,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     # The benchmarks time the reference implementations: a plain `save_file`, and transformers, which speaks torch.
     "safetensors": ("engine/inference/*", "learner/*", "actors/bench/publishing.py"),
     "sglang": (),
+    "tensorboard": ("actors/sink_tensorboard.py",),
     "tokenizers": ("engine/tokenizer.py", "engine/tokenizer_tiny.py"),
     "torch": (
         "engine/inference/*",
@@ -70,6 +72,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     # In no environment of ours: a bench installs it on request, for a process of its own.
     "datasets": ("actors/bench/trl_arm.py",),
     "trl": ("actors/bench/trl_arm.py",),
+    "wandb": ("actors/sink_wandb.py",),
 }
 """Dependency to the only files that may import it; `*` matches any depth."""
 ONE_FILE = ("asyncio_throttle", "bm25s", "jsonschema", "matplotlib", "mcp", "rich", "trafilatura")

@@ -69,7 +69,7 @@ def test_the_wheel_holds_the_four_packages_and_their_data(wheel: Path) -> None:
     files = [path for package in (*PACKAGES, "configs") for path in (ROOT / package).rglob("*") if path.is_file()]
     shipped = {path.relative_to(ROOT).as_posix() for path in files if "__pycache__" not in path.parts}
     assert {name.removeprefix("actors/") if "/configs/" in name else name for name in names} >= shipped
-    assert "engine/py.typed" in names
+    assert {f"{package}/py.typed" for package in PACKAGES} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

@@ -22,8 +22,8 @@ from actors.gateway.store import Store
 from actors.gateway.text_stream import TextStream
 from engine.errors import GeneratorError, RequestRefusedError
 from engine.interfaces import Generator
-from engine.path import RETRY_S
 from engine.rollout_config import SamplingConfig
+from engine.segment import RETRY_S
 from engine.stop_seam import StopSeam
 from engine.types import Completion, Float32, GenerateRequest, Int32, SamplingParams, ToolCall
 
