@@ -35,7 +35,7 @@ def benches(folder: Path, *, is_quick: bool) -> Sequence[Bench]:
     """The simulation, and the real processes. Quick: fewer repetitions and shorter runs of the same sizes."""
     overlap = Overlap(folder / "overlap", steps=12 if is_quick else 24)
     return (
-        simulated(Law(), folder / "workload", repetitions=3 if is_quick else 15),
+        simulated(Law(), folder / "workload", repetitions=3 if is_quick else 7),
         Bench(
             name="overlap",
             arms={"overlapped": overlap.overlapped, "serial": overlap.serial},
