@@ -54,9 +54,9 @@ class RolloutConfig(Section, frozen=True):
     granting: AnyGranting = Paper()
     sampling: SamplingConfig = SamplingConfig()
     budget: BudgetConfig = BudgetConfig()
-    order: Order = "longest_expected"
-    """Who goes first where requests wait for the policy or for tools: of the oldest cohort the one with the longest
-    expected remaining work, as learned in the run (see `standing`), or whoever came first. Changes when things happen,
-    and in a deterministic run nothing else. Requests at SGLang go in its own order."""
+    order: Order = "first_come"
+    """Who goes first where requests wait for the policy or for tools: whoever came first, or of the oldest cohort the
+    one with the longest expected remaining work, as learned in the run (see `standing`, and there why it is no
+    default). Changes when things happen, and in a deterministic run nothing else. SGLang keeps an order of its own."""
     stream_interval: Positive = 16
     """Tokens in a streamed chunk of a path that no entropy monitor watches."""

@@ -234,7 +234,7 @@ def test_permits_of_a_tool_are_given_by_precedence() -> None:
 
 
 def test_the_key_chooses_the_order_and_a_run_learns_in_all_its_cohorts() -> None:
-    ordered = Cohorts(RolloutConfig(), size=2)
+    ordered = Cohorts(RolloutConfig(order="longest_expected"), size=2)
     assert isinstance(ordered[0].outlook, Outlook)
     assert ordered[0].outlook is ordered[1].outlook
-    assert Cohorts(RolloutConfig(order="first_come"), size=2)[0].outlook is None
+    assert Cohorts(RolloutConfig(), size=2)[0].outlook is None
