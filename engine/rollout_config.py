@@ -66,7 +66,7 @@ class RolloutConfig(Section, frozen=True):
     stream_interval: Positive = 32
     """Tokens in a streamed chunk of a path that no entropy monitor watches: what a segment may lose when its generator
     or this process ends. Each chunk is an event, and costs as much whatever its length."""
-    order: Order = "longest_expected"
-    """Who goes first where requests wait for the policy or for tools: of the oldest cohort the one with the longest
-    expected remaining work, as learned in the run (see `standing`), or whoever came first. Changes when things happen,
-    and in a deterministic run nothing else. Requests at SGLang go in its own order."""
+    order: Order = "first_come"
+    """Who goes first where requests wait for the policy or for tools: whoever came first, or of the oldest cohort the
+    one with the longest expected remaining work, as learned in the run (see `standing`, and there why it is no
+    default). Changes when things happen, and in a deterministic run nothing else. SGLang keeps an order of its own."""

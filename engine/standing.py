@@ -4,6 +4,10 @@ First come the trees that were admitted first, cohort by cohort: they hold the s
 since only so many cohorts are alive at once, nobody waits for ever. Within a cohort the longest expected remaining work
 goes first (see `outlook`). Behind a tree that its forks are not expected to fill stand the paths that will start when
 its last one has ended: they count as work behind each of its paths, by the share of the missing ones.
+
+What a request waits with is what was expected when it came. Where lengths are drawn alike for all, as in
+`arpo bench async`, no order without foresight can be expected to beat first come, first served by more than a little
+(`fraction_of_blind`); this one gained nothing there (`speedup_of_longest_expected`), so it is no default.
 """
 
 import asyncio

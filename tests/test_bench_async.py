@@ -120,12 +120,11 @@ def test_a_branch_waits_for_its_parents_call_and_a_supplement_for_all_paths_befo
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_nothing_beats_the_bound_and_foresight_comes_closest(folder: Path, seed: int) -> None:
+def test_nothing_beats_the_bound_with_or_without_foresight(folder: Path, seed: int) -> None:
     workload = Workload(SMALL, seed=seed, folder=folder)
     record = simulation.engine_rollout(workload)
     assert record["bound_s"] <= record["clairvoyant_s"] + 1e-9
     assert record["bound_s"] <= record["makespan_s"] + 1e-9
-    assert record["clairvoyant_s"] <= record["makespan_s"] + 1e-9
     assert record["fraction_of_blind"] == pytest.approx(record["blind_s"] / record["makespan_s"])
 
 
@@ -190,5 +189,5 @@ def test_the_order_is_worth_nothing_where_nobody_waits(folder: Path) -> None:
     law = Law(num_prompts=4, num_slots=1000, num_workers=1000)
     bench = async_bench.simulated(law, folder, repetitions=1)
     records = measure(bench, on_progress=lambda line: None)
-    assert records["engine"][0]["makespan_s"] == records["engine_first_come"][0]["makespan_s"]
-    assert bench.figures(records)["speedup_vs_first_come"] == 1.0
+    assert records["engine"][0]["makespan_s"] == records["engine_longest_expected"][0]["makespan_s"]
+    assert bench.figures(records)["speedup_of_longest_expected"] == 1.0

@@ -136,24 +136,26 @@ def test_without_an_outlook_everybody_goes_as_they_come() -> None:
 
 
 def test_waiting_is_no_work_neither_for_the_policy_nor_for_a_tool() -> None:
-    """Ten seconds in a line, then 0.1 s a token; 30 s in a line, then a call of 2 s."""
+    """Ten seconds in a line, then 0.1 s a token, and so again for a request that goes on with the segment; 30 s in a
+    line, then a call of 2 s."""
 
     async def main() -> Outlook:
         outlook = Outlook()
         made = Tree(outlook)
         made.start(0)
         for turn in range(200):
-            await asyncio.sleep(10.0)
-            made.sample(0, 10, num_prefilled=5)
-            await asyncio.sleep(1.0)
-            made.sample(0, 10, "stop")
+            for reason in ("", "stop"):
+                await asyncio.sleep(10.0)
+                made.sample(0, 10, num_prefilled=5)
+                await asyncio.sleep(1.0)
+                made.sample(0, 10, reason)
             await asyncio.sleep(30.0)
             made.call(0, turn, seconds=2.0)
         return outlook
 
     outlook = run_virtual(main())
     assert outlook.behind_calls_s(10_000, ["search"]) - outlook.remaining_s(10_000) == pytest.approx(2.0, rel=0.01)
-    assert outlook.remaining_s(199) == pytest.approx(20 * 0.1 + 2.0, rel=0.02), "a segment and a call, behind all"
+    assert outlook.remaining_s(199) == pytest.approx(40 * 0.1 + 2.0, rel=0.02), "a segment and a call, behind all"
 
 
 def test_a_failed_path_says_nothing_of_how_long_paths_are() -> None:
@@ -234,7 +236,7 @@ def test_permits_of_a_tool_are_given_by_precedence() -> None:
 
 
 def test_the_key_chooses_the_order_and_a_run_learns_in_all_its_cohorts() -> None:
-    ordered = Cohorts(RolloutConfig(), size=2)
+    ordered = Cohorts(RolloutConfig(order="longest_expected"), size=2)
     assert isinstance(ordered[0].outlook, Outlook)
     assert ordered[0].outlook is ordered[1].outlook
-    assert Cohorts(RolloutConfig(order="first_come"), size=2)[0].outlook is None
+    assert Cohorts(RolloutConfig(), size=2)[0].outlook is None

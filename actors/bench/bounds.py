@@ -9,6 +9,8 @@ known others. `fraction_of_bound` of a rollout is what no order beats by what it
 | `clairvoyant_s` | list scheduling by the exact remaining work of each piece: an order that knows all lengths         |
 | `blind_s`     | the mean makespan of the calls alone, all there from the beginning, begun in random order           |
 
+List scheduling is a rule of thumb: on a small workload a first-come order may happen to end before `clairvoyant_s`.
+
 `blind_s` is what no order can be expected to beat that does not know how long a call will take. Where lengths are
 drawn independently of all that can be seen before, as here, calls begin in an order that has nothing to do with their
 lengths, whatever rule chose it; having to wait for segments and for each other only adds to that. The longest call

@@ -23,8 +23,6 @@ from actors.bench.workload import Workload
 from engine.clock import run_virtual
 from engine.controller import Controller
 from engine.faults import ScriptedTrainer
-from engine.outlook import Outlook
-from engine.rollout_config import Order
 from engine.run_state import RunState
 from engine.train_config import TrainConfig
 from engine.types import Batch, Prompt, Sample, TrajectoryGroup
@@ -45,7 +43,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
         return [prompts[start : start + size] for start in range(0, len(prompts), size)]
 
 
-def engine_training(workload: Workload, training: Training, *, order: Order = ROLLOUT.order) -> Record:
+def engine_training(workload: Workload, training: Training) -> Record:
     """The prompts in batches through controller and buffer, one step ahead of the learner at most."""
 
     async def main() -> Record:
@@ -54,7 +52,7 @@ def engine_training(workload: Workload, training: Training, *, order: Order = RO
             config=TrainConfig(
                 batch_size=training.batch_size, max_staleness=1, checkpoint_every=workload.law.num_prompts
             ),
-            rollout_config=msgspec.structs.replace(ROLLOUT, order=order),
+            rollout_config=ROLLOUT,
             state=RunState(),
             prompts=WorkloadPrompts(workload),
             rollout=parts.grow,
@@ -87,9 +85,9 @@ def barrier_per_step(workload: Workload, training: Training) -> Record:
     """The same, except that within a batch no trajectory waits for another one."""
 
     async def main() -> Record:
-        parts, trainer, outlook = Neighbours(workload), training.trainer(), Outlook()
+        parts, trainer = Neighbours(workload), training.trainer()
         for step, prompts in enumerate(training.batches(workload), start=1):
-            await parts.grow_all(prompts, outlook=outlook)
+            await parts.grow_all(prompts)
             await _train(trainer, step)
         return await parts.record()
 
@@ -103,14 +101,14 @@ def one_step_off(workload: Workload, training: Training) -> Record:
     """
 
     async def main() -> Record:
-        parts, trainer, outlook = Neighbours(workload), training.trainer(), Outlook()
+        parts, trainer = Neighbours(workload), training.trainer()
         batches = training.batches(workload)
-        await parts.grow_all(batches[0], outlook=outlook)
+        await parts.grow_all(batches[0])
         for step, following in enumerate([*batches[1:], None], start=1):
             async with asyncio.TaskGroup() as both:
                 both.create_task(trainer.step(Batch(step=step, samples=())), name=f"step {step}")
                 if following is not None:
-                    both.create_task(parts.grow_all(following, outlook=outlook), name=f"generate for step {step + 1}")
+                    both.create_task(parts.grow_all(following), name=f"generate for step {step + 1}")
             await trainer.publish()
         return await parts.record()
 

@@ -57,7 +57,7 @@ class Neighbours:
             emit=lambda event: None,
         ).run()
 
-    async def grow_all(self, prompts: Sequence[Prompt], *, outlook: Outlook | None) -> list[TreeBuilder]:
+    async def grow_all(self, prompts: Sequence[Prompt], *, outlook: Outlook | None = None) -> list[TreeBuilder]:
         """All of them at once, as one cohort, to the end of the last; without an outlook, first come, first served."""
         trees = [TreeBuilder(prompt) for prompt in prompts]
         cohort = Cohort(
