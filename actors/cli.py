@@ -6,7 +6,7 @@ resumable. Bad input is one line on stderr.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from actors.bench import NAMES
@@ -117,10 +117,23 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="only write the trajectories of step N to stdout, as JSON lines",
     )
+    _add_view(command)
     export = command("export", "write a run's newest checkpoint as a Hugging Face folder", has_config=False)
     export.add_argument("run", help="the folder of a run")
     export.add_argument("--hf", required=True, metavar="DIR", help="the folder to write")
     return parser
+
+
+def _add_view(command: Callable[..., argparse.ArgumentParser]) -> None:
+    watch = command("watch", "a web page of a run, while it lives and afterwards", has_config=False)
+    watch.add_argument("run", help="the folder of a run")
+    watch.add_argument("--host", default="127.0.0.1", help="default loopback; others need the token in the address")
+    watch.add_argument("--port", type=int, default=8090, metavar="N", help="default 8090; 0 takes a free one")
+    trace = command("trace", "the same page as one file, from the journal; or a Perfetto trace", has_config=False)
+    trace.add_argument("run", help="the folder of a run")
+    trace.add_argument("--out", metavar="FILE", help="where the page goes (default RUN/trace.html)")
+    trace.add_argument("--trees", type=_positive, default=200, metavar="N", help="trees with texts (default 200)")
+    trace.add_argument("--perfetto", metavar="FILE", help="write trace events there, and no page without --out")
 
 
 def _add_bench(bench: argparse.ArgumentParser) -> None:

@@ -37,6 +37,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "tools/python_remote.py",
         "actors/gateway/answers.py",
         "actors/gateway/server.py",
+        "actors/view/server.py",
     ),
     "asyncio_throttle": ("tools/hosts.py",),
     "bm25s": ("tools/search.py",),
