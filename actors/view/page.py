@@ -24,6 +24,7 @@ SCRIPTS = (
     "overview.js",
     "surface.js",
     "tree_layout.js",
+    "tree_values.js",
     "tree_canvas.js",
     "tree_text.js",
     "tree_list.js",

@@ -9,7 +9,7 @@ arpo.configuration = (() => {
     let settings = null;
     let note = "";
     let drawn = null;
-    root.append(el("div", {class: "tools"}, search), sheet);
+    root.append(el("div", {class: "toolbar"}, search), sheet);
 
     function draw() {
       if (!settings) return replace(sheet, el("p", {class: "empty"}, "No configuration lies beside this journal."));
@@ -24,7 +24,7 @@ arpo.configuration = (() => {
       return replace(
         sheet,
         note && el("p", {class: "note"}, note),
-        keys.length || el("p", {class: "empty"}, "No key like that."),
+        !keys.length && el("p", {class: "empty"}, "No key like that."),
         [...sections].map(([section, rows]) => el("section", {class: "card"}, el("h3", null, section), el("dl", null, rows.map(([key, value]) => [el("dt", null, key.slice(section.length + 1) || section), el("dd", {class: value === "null" ? "none" : ""}, value === "null" ? "unset" : value)])))),
       );
     }

@@ -59,7 +59,7 @@ arpo.dom = (() => {
   function choice(label, options, chosen, onchange) {
     const group = el("div", {class: "choice", role: "radiogroup", "aria-label": label});
     const buttons = options.map(([value, text, title]) =>
-      el("button", {type: "button", role: "radio", "aria-checked": value === chosen, title, onclick: () => choose(value)}, text));
+      el("button", {type: "button", role: "radio", "aria-checked": String(value === chosen), title, onclick: () => choose(value)}, text));
     function choose(value) {
       buttons.forEach((button, place) => button.setAttribute("aria-checked", String(options[place][0] === value)));
       onchange(value);

@@ -41,7 +41,7 @@ arpo.timeline = (() => {
     const sentences = el("div", {class: "waits"});
     const legend = el("div", {class: "legend"});
     const all = el("button", {type: "button", title: "From the very beginning, cold start included", onclick: () => picture.surface.zoom(1e-9, 1, 0, 0)}, "Whole run");
-    root.append(sentences, el("div", {class: "tools"}, legend, all, arpo.surface.controls(picture.surface, false)), picture.surface.box);
+    root.append(sentences, el("div", {class: "toolbar"}, legend, all, arpo.surface.controls(picture.surface, false)), picture.surface.box);
     return {
       update(state) {
         replace(sentences, summary(state));

@@ -3,7 +3,7 @@
 arpo.timelineCanvas = (() => {
   const {clock, count, counted, duration, number, percent, ticks} = arpo.format;
   const AXIS = 24;
-  const NAMES = 132;
+  const NAMES = 142;
   const SLOT = 9;
   const LEARNER = {waiting: "gold", stepping: "blue", publishing: "green"};
   const GROUP = {growing: "violet", buffered: "gold", training: "blue"};
@@ -22,6 +22,7 @@ arpo.timelineCanvas = (() => {
       shown.slots = slots(state.trees, shown.end);
       shown.lanes = lanes(state);
       shown.height = shown.lanes.reduce((sum, lane) => sum + lane.height, 0);
+      surface.box.style.maxHeight = `${shown.height + AXIS + 12}px`;
       if (isFirst || surface.isFitted) surface.fit();
       else surface.redraw();
     }
@@ -61,9 +62,9 @@ arpo.timelineCanvas = (() => {
       const activity = state.activity ? state.activity.series : {};
       const tools = Object.keys(activity).filter((name) => name.startsWith("tool:"));
       const found = [
-        {name: "Learner", note: "waits, steps, publishes", height: 34, draw: drawLearner, at: learnerAt},
-        {name: "Generators", note: "busy share of their time", height: 34, draw: drawGenerators, at: generatorsAt},
-        {name: "Paths", note: "sampling, in tools, being scored", height: 92, draw: (look, top, height) => drawStack(look, top, height, PATHS.map(([name, colour]) => [name, name, colour])), at: (t) => levelsAt(t, PATHS.map(([name]) => [name, name]))},
+        {name: "Learner", note: "what it does", height: 34, draw: drawLearner, at: learnerAt},
+        {name: "Generators", note: "busy share", height: 34, draw: drawGenerators, at: generatorsAt},
+        {name: "Paths", note: "how many do what", height: 92, draw: (look, top, height) => drawStack(look, top, height, PATHS.map(([name, colour]) => [name, name, colour])), at: (t) => levelsAt(t, PATHS.map(([name]) => [name, name]))},
       ];
       if (tools.length) {
         const named = tools.map((name, place) => [name, name.slice(5), TOOL_COLOURS[place % TOOL_COLOURS.length]]);
@@ -104,7 +105,7 @@ arpo.timelineCanvas = (() => {
       context.fillText(lane.name, 12, top + 18);
       context.fillStyle = arpo.colours.of("muted");
       context.font = "11px system-ui, sans-serif";
-      if (lane.height >= 34) context.fillText(lane.note.length > 22 && lane.height < 60 ? lane.note.slice(0, 21) + "…" : lane.note, 12, top + (lane.height < 40 ? 31 : 33), NAMES - 20);
+      if (lane.height >= 34) context.fillText(lane.note, 12, top + (lane.height < 40 ? 31 : 33), NAMES - 20);
     }
 
     function drawLearner(look, top, height) {

@@ -73,9 +73,11 @@ arpo.tools = (() => {
       "svg",
       {viewBox: `0 0 ${width} 40`, class: "histogram", role: "img", "aria-label": "histogram of latencies"},
       row.histogram.map((number, bin) => number > 0 && svg("rect", {x: bin * each, width: each - 1, y: 28 - Math.max((number / most) * 26, 1), height: Math.max((number / most) * 26, 1), fill: arpo.colours.of("blue")}, svg("title", null, `${duration(at(bin))} to ${duration(at(bin + 1))}: ${count(number)}`))),
-      [0, 1, 2, 3, 4, 5, 6].map((power) => svg("text", {x: power * each * tools.bins_a_decade, y: 38, class: "label"}, duration(tools.first_s * 10 ** power))),
+      [1, 2, 3, 4, 5, 6].map((power) => svg("text", {x: power * each * tools.bins_a_decade, y: 38, class: "label", "text-anchor": "middle"}, mark(tools.first_s * 10 ** power))),
     );
   }
+
+  const mark = (s) => (s < 0.05 ? `${Math.round(s * 1000)} ms` : `${s < 0.5 ? s.toFixed(1) : Math.round(s)} s`);
 
   function calls(title, note, rows, nothing) {
     const body = rows.length

@@ -10,13 +10,13 @@ arpo.treeCanvas = (() => {
   // `choose(path, node)` is called when somebody points at one and presses.
   function create({choose}) {
     const shown = {doc: null, layout: null, mode: "entropy", axis: "tokens", path: -1, limits: {}};
-    const levels = new Map();
+    const values = arpo.treeValues.create(shown);
     const surface = arpo.surface.create({label: "the tree: a row for each path, tokens from left to right", zoomsY: true, draw, hover, press, fitted, limits, key});
 
     function show(doc, {keepsView}) {
       shown.doc = doc;
       shown.layout = doc && arpo.treeLayout.layOut(doc, shown.axis);
-      levels.clear();
+      values.clear();
       if (keepsView && !surface.isFitted) surface.redraw();
       else surface.fit();
     }
@@ -86,7 +86,7 @@ arpo.treeCanvas = (() => {
         if (right < 0 || left > look.size.width) continue;
         if (doc.nodes.kind[node] === "o") drawObserved(look, node, left, right, y);
         else if (shown.mode === "advantage" || right - left < 1.5 * doc.nodes.size[node]) {
-          look.context.fillStyle = colourOf(look, meanLevel(node));
+          look.context.fillStyle = colourOf(look, values.meanLevel(node));
           look.context.fillRect(left, y, Math.max(right - left, 0.75), look.bar);
           if (shown.mode === "advantage") drawTokens(look, node, left, right, y, true);
         } else drawTokens(look, node, left, right, y, false);
@@ -102,27 +102,7 @@ arpo.treeCanvas = (() => {
         return;
       }
       context.fillRect(left, y, right - left, look.bar);
-      label(look, toolOf(node), left + 5, right - 4, y, look.muted);
-    }
-
-    function toolOf(node) {
-      const calls = callsAt(node);
-      if (!calls.length) return "result";
-      return calls.map((call) => `${call.name} ${call.t1 === null ? "…" : duration(call.t1 - call.t0)}`).join(", ");
-    }
-
-    // Calls whose results a node shows: those of its path made where it begins.
-    function callsAt(node) {
-      if (!levels.has("calls")) {
-        const found = new Map();
-        for (const call of shown.doc.calls) {
-          const key = `${call.path}/${call.length}`;
-          if (!found.has(key)) found.set(key, []);
-          found.get(key).push(call);
-        }
-        levels.set("calls", found);
-      }
-      return levels.get("calls").get(`${shown.doc.nodes.path[node]}/${shown.doc.nodes.start[node]}`) || [];
+      label(look, values.toolOf(node), left + 5, right - 4, y, look.muted);
     }
 
     function drawTokens(look, node, left, right, y, isInked) {
@@ -135,16 +115,16 @@ arpo.treeCanvas = (() => {
       const gap = each > 8 ? 1 : 0;
       let run = from;
       for (let at = from; at < to && !isInked; at++) {
-        const level = tokenLevel(first + at);
-        if (at + 1 < to && !gap && tokenLevel(first + at + 1) === level) continue;
+        const level = values.tokenLevel(first + at);
+        if (at + 1 < to && !gap && values.tokenLevel(first + at + 1) === level) continue;
         context.fillStyle = colourOf(look, level);
         context.fillRect(left + run * each, y, Math.max((at + 1 - run) * each - gap, 0.75), look.bar);
         run = at + 1;
       }
       if (each < 24 || look.bar < 12) return;
-      const flat = isInked ? arpo.colours.inkOn(colourOf(look, meanLevel(node))) : null;
+      const flat = isInked ? arpo.colours.inkOn(colourOf(look, values.meanLevel(node))) : null;
       for (let at = from; at < to; at++) {
-        const ink = flat || arpo.colours.inkOn(colourOf(look, tokenLevel(first + at)));
+        const ink = flat || arpo.colours.inkOn(colourOf(look, values.tokenLevel(first + at)));
         label(look, doc.tokens.text[first + at].trim(), left + at * each + 3, left + (at + 1) * each - 2, y, ink);
       }
     }
@@ -256,32 +236,7 @@ arpo.treeCanvas = (() => {
       if (view.scaleY >= 9) context.fillText("path  reward  advantage", size.width - GUTTER + 14, AXIS / 2);
     }
 
-    // -- values ---------------------------------------------------------------------------------------------------
-
     const colourOf = (look, level) => (level < 0 ? look.observed : look.palette[level]);
-
-    function tokenLevel(token) {
-      const {tokens} = shown.doc;
-      return arpo.colours.level(shown.mode, tokens[shown.mode === "logprob" ? "logprob" : shown.mode][token]);
-    }
-
-    function meanLevel(node) {
-      if (!levels.has(shown.mode)) levels.set(shown.mode, new Int8Array(shown.doc.nodes.size.length).fill(-2));
-      const known = levels.get(shown.mode);
-      if (known[node] === -2) known[node] = arpo.colours.level(shown.mode, meanOf(node));
-      return known[node];
-    }
-
-    function meanOf(node) {
-      const {doc, layout} = shown;
-      if (shown.mode === "advantage") return doc.nodes.advantage[node];
-      const values = doc.tokens[shown.mode];
-      const [first, size] = [layout.firstToken[node], doc.nodes.size[node]];
-      if (shown.mode === "version") return values[first];
-      let sum = 0;
-      for (let at = first; at < first + size; at++) sum += values[at];
-      return size ? sum / size : null;
-    }
 
     // -- pointing -------------------------------------------------------------------------------------------------
 
@@ -308,7 +263,7 @@ arpo.treeCanvas = (() => {
       const {doc, layout} = shown;
       if (node === undefined) return value > layout.ends[row] ? [`Path ${path.number}: ${path.status}`, path.reward === null ? "" : `reward ${number(path.reward)}, advantage ${signed(path.advantage)}`, path.reason] : null;
       const about = `tokens ${count(doc.nodes.start[node])} to ${count(doc.nodes.start[node] + doc.nodes.size[node])} of path ${doc.nodes.path[node]}`;
-      if (doc.nodes.kind[node] === "o") return [toolOf(node), about, doc.nodes.text[node].trim().slice(0, 200)];
+      if (doc.nodes.kind[node] === "o") return [values.toolOf(node), about, doc.nodes.text[node].trim().slice(0, 200)];
       const share = (value - layout.left[node]) / Math.max(layout.right[node] - layout.left[node], 1e-12);
       const token = layout.firstToken[node] + Math.min(Math.floor(share * doc.nodes.size[node]), doc.nodes.size[node] - 1);
       const {text, entropy, logprob, version} = doc.tokens;

@@ -15,7 +15,7 @@ arpo.trees = (() => {
     const message = el("p", {class: "empty"});
     const tools = el(
       "div",
-      {class: "tools"},
+      {class: "toolbar"},
       arpo.dom.choice("colour by", MODES, "entropy", (mode) => {
         picture.set({mode});
         explain();
