@@ -7,7 +7,6 @@ import itertools
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -73,11 +72,14 @@ class Page:
 
     async def until(self, expression: str) -> None:
         """Return when an expression is true; the page itself looks every 20 ms. An error after `ANSWER_S`."""
-        await self.ask(f"new Promise((done) => {{ const look = () => ({expression}) ? done() : setTimeout(look, 20); look(); }})")
+        await self.ask(
+            f"new Promise((done) => {{ const look = () => ({expression}) ? done() : setTimeout(look, 20); look(); }})"
+        )
 
-    async def screenshot(self, target: Path) -> None:
+    async def screenshot(self) -> bytes:
+        """The page as it looks, as PNG."""
         shot = await self.send("Page.captureScreenshot", format="png")
-        target.write_bytes(base64.b64decode(shot["data"]))
+        return base64.b64decode(shot["data"])
 
 
 @contextlib.asynccontextmanager

@@ -1,7 +1,6 @@
 """What `arpo watch` and `arpo trace` do."""
 
 import argparse
-import asyncio
 import os
 import secrets
 import sys
@@ -28,7 +27,7 @@ def watch(arguments: argparse.Namespace) -> int:
     async def main() -> None:
         async with server.listening() as url:
             _say(f"{run.path} at {url}")
-            await asyncio.Event().wait()
+            await server.follow()
 
     try:
         interruptible(main())

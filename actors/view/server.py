@@ -29,7 +29,7 @@ from engine.errors import ConfigError, JournalError
 POLL_S = 0.5
 BEAT_S = 2.0
 """An event at least this often, so that a page knows how long a run has been quiet, and that we are there."""
-BATCH = 20_000
+BATCH = 4_000
 """Events that are folded before anybody is shown them."""
 COOKIE = "arpo_token"
 MIN_TOKEN = 16
@@ -47,7 +47,7 @@ def is_loopback(host: str) -> bool:
 
 
 class WatchServer:
-    """The routes. `async with server.listening() as url`."""
+    """The routes. `async with server.listening() as url: await server.follow()`."""
 
     def __init__(self, view: RunView, *, host: str = "127.0.0.1", port: int = 0, token: str | None = None) -> None:
         """Raises `ConfigError` for a host that others can reach without a token of some length."""
@@ -64,8 +64,8 @@ class WatchServer:
 
     @asynccontextmanager
     async def listening(self) -> AsyncGenerator[str, None]:
-        """Serve and follow for the length of the block; the value is the address to open. Raises `ConfigError` for a
-        port that is taken."""
+        """Serve for the length of the block; the value is the address to open. Raises `ConfigError` for a port that is
+        taken."""
         app = web.Application(middlewares=[self._guard])
         app.add_routes(
             [
@@ -84,19 +84,15 @@ class WatchServer:
                 await site.start()
             except OSError as error:
                 raise ConfigError(f"{self._host}:{self._port}: {error.strerror} - at --port") from None
-            async with asyncio.TaskGroup() as tasks:
-                following = tasks.create_task(self._follow(), name="follow the journal")
-                try:
-                    host, port = runner.addresses[0][:2]
-                    url = f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
-                    yield url if self._token is None else f"{url}?token={self._token}"
-                finally:
-                    self._is_closing = True
-                    following.cancel()
+            host, port = runner.addresses[0][:2]
+            url = f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+            yield url if self._token is None else f"{url}?token={self._token}"
         finally:
+            self._is_closing = True
             await runner.cleanup()
 
-    async def _follow(self) -> None:
+    async def follow(self) -> None:
+        """Read on in the journal until cancelled; pages are told only while this runs."""
         while True:
             num_events = await asyncio.to_thread(self._view.refresh, max_events=BATCH)
             if num_events:
@@ -116,7 +112,7 @@ class WatchServer:
             return _refused(401, "a token is needed: open the address that `arpo watch` printed")
         if self._token is not None and given is not None and request.path == "/":
             # Out of the address, and so out of histories and screenshots.
-            found = web.HTTPFound("/")
+            found = web.Response(status=302, headers={"Location": "/"})
             found.set_cookie(COOKIE, self._token, httponly=True, samesite="Strict")
             return _protected(found)
         return await handler(request)
@@ -134,7 +130,7 @@ class WatchServer:
 
     async def _state(self, request: web.Request) -> web.Response:
         del request
-        return _json(self._view.changes() | {"texts_note": ""})
+        return _json(await asyncio.to_thread(self._view.changes))
 
     async def _settings(self, request: web.Request) -> web.Response:
         del request
@@ -158,7 +154,7 @@ class WatchServer:
         await response.prepare(request)
         with contextlib.suppress(ConnectionError):
             while not self._is_closing:
-                changes = self._view.changes(cursor)
+                changes = await asyncio.to_thread(self._view.changes, cursor)
                 cursor = str(changes["cursor"])
                 await response.write(b"id: %b\ndata: %b\n\n" % (cursor.encode(), msgspec.json.encode(changes)))
                 with contextlib.suppress(TimeoutError):

@@ -1,6 +1,6 @@
 """SpanFold: what every path, group, tool and the learner were doing, and from when to when, folded from the events.
 
-    path     sampling -> (tool | scoring)* -> sampling ... -> ended
+    path     sampling -> tool -> sampling -> ... -> scoring -> (ended)
     group    growing -> buffered -> training -> (released)         refused: growing or buffered ends
     learner  waiting -> stepping -> publishing
 
@@ -205,9 +205,12 @@ class SpanFold:
         path = self._groups[name].paths[number]
         if path.state is None or path.state == state:
             return
-        yield PathSpan(name, number, path.state, path.since_s, t, path.num_tokens)
         self.levels[path.state] -= 1
         self.levels[state] += 1
+        if (path.state, state) == ("scoring", "tool"):  # the segment had ended in a call, as we learn now
+            path.state = state
+            return
+        yield PathSpan(name, number, path.state, path.since_s, t, path.num_tokens)
         path.state, path.since_s, path.num_tokens = state, t, 0
 
     def _finish_call(self, name: str, path: _Path, event: ToolFinished) -> Iterator[AnySpan]:

@@ -62,8 +62,8 @@ arpo.timelineCanvas = (() => {
       const activity = state.activity ? state.activity.series : {};
       const tools = Object.keys(activity).filter((name) => name.startsWith("tool:"));
       const found = [
-        {name: "Learner", note: "what it does", height: 34, draw: drawLearner, at: learnerAt},
-        {name: "Generators", note: "busy share", height: 34, draw: drawGenerators, at: generatorsAt},
+        {name: "Learner", note: "what it does", height: 42, draw: drawLearner, at: learnerAt},
+        {name: "Generators", note: "busy share", height: 42, draw: drawGenerators, at: generatorsAt},
         {name: "Paths", note: "how many do what", height: 92, draw: (look, top, height) => drawStack(look, top, height, PATHS.map(([name, colour]) => [name, name, colour])), at: (t) => levelsAt(t, PATHS.map(([name]) => [name, name]))},
       ];
       if (tools.length) {
@@ -83,6 +83,7 @@ arpo.timelineCanvas = (() => {
       let top = view.top;
       for (const lane of shown.lanes) {
         if (top < size.height && top + lane.height > AXIS) {
+          look.most = 0;
           context.save();
           context.beginPath();
           context.rect(NAMES, AXIS, size.width - NAMES, size.height);
@@ -96,7 +97,8 @@ arpo.timelineCanvas = (() => {
       drawAxis(look);
     }
 
-    function drawName({context, size}, lane, top) {
+    function drawName(look, lane, top) {
+      const {context, size} = look;
       context.fillStyle = arpo.colours.of("rule");
       context.fillRect(0, top + lane.height, size.width, 1);
       context.fillStyle = arpo.colours.of("ink");
@@ -105,7 +107,12 @@ arpo.timelineCanvas = (() => {
       context.fillText(lane.name, 12, top + 18);
       context.fillStyle = arpo.colours.of("muted");
       context.font = "11px system-ui, sans-serif";
-      if (lane.height >= 34) context.fillText(lane.note, 12, top + (lane.height < 40 ? 31 : 33), NAMES - 20);
+      if (look.most) {
+        context.textAlign = "right";
+        context.fillText(number(look.most), NAMES - 8, top + 18);
+        context.textAlign = "left";
+      }
+      if (lane.height >= 34) context.fillText(lane.note, 12, top + 33, NAMES - 20);
     }
 
     function drawLearner(look, top, height) {
@@ -157,11 +164,7 @@ arpo.timelineCanvas = (() => {
           floor -= tall;
         });
       }
-      look.context.fillStyle = arpo.colours.of("muted");
-      look.context.textAlign = "right";
-      look.context.textBaseline = "top";
-      look.context.fillText(number(most), look.size.width - 4, top);
-      look.context.textAlign = "left";
+      look.most = most;
     }
 
     // The bins in sight; where several lie on a pixel, their mean.

@@ -81,7 +81,13 @@ arpo.treeList = (() => {
       draw();
     }
 
-    return {root, update, choose, first: () => rows.find((row) => !state.documents || state.documents.has(row.id))};
+    // What is worth a first look: a tree with forks and different rewards, or what there is.
+    function first() {
+      const shown = rows.filter((row) => !state.documents || state.documents.has(row.id));
+      return shown.find((row) => KEEPS.mixed(row) && row.forks && row.finished_s !== null) || shown.find((row) => row.finished_s !== null) || shown[0];
+    }
+
+    return {root, update, choose, first};
   }
 
   return {create};
