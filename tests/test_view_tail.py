@@ -99,7 +99,7 @@ def test_a_segment_is_followed_into_the_archive_and_read_there_again(tmp_path: P
     shutil.move(path, tmp_path / ARCHIVE / path.name)
     (tmp_path / "000002.log").write_bytes(records(3, 2))
     assert numbers(tail) == [3, 4]
-    again = [tail.read(place) for place in places]
+    again = tail.read(places)
     assert [event.resumed for event in again if isinstance(event, RunStarted)] == [0, 1, 2]
 
 

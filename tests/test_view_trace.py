@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
-from actors.cli import main
+from actors.cli import main, parse
 from actors.config import Config, TinyModel
+from actors.view.activity import MAX_BINS
 from actors.view.page import SCRIPTS, STYLES, live_page, policy
 from actors.view.perfetto import trace_events
+from actors.view.run_fold import MAX_TREES
 from actors.view.run_view import RunView
-from actors.view.trace import choose, write_run_perfetto, write_trace
+from actors.view.trace import MAX_TREE_BYTES, choose, write_run_perfetto, write_trace
 from engine.dataset import DataConfig
 from engine.events import AnyEvent, BatchTaken, TokensSampled, ToolFinished
 from engine.inference.sglang_config import SglangConfig
@@ -175,3 +177,15 @@ def test_a_folder_without_a_run_is_bad_input(tmp_path: Path, capsys: pytest.Capt
         assert capsys.readouterr().err.count("\n") == 1
     run = make_run(tmp_path / "demo", EVENTS[:5])
     assert main(["trace", str(run.path), "--out", str(tmp_path / "no" / "page.html")]) == 2
+
+
+def test_the_commands_of_the_document_are_taken_and_its_figures_are_those_of_the_code() -> None:
+    text = (ROOT / "docs" / "seeing.md").read_text()
+    lines = re.findall(r"^    arpo ([^#\n]+)", text, re.MULTILINE)
+    assert [line.split()[0] for line in lines] == ["watch", "trace", "trace", "watch"]
+    for line in lines:
+        assert parse(line.split()).run == "runs/demo"
+    assert f"the last {MAX_TREES:,} trees" in text
+    assert f"{MAX_BINS:,} bins" in text
+    assert f"texts of {parse(['trace', 'r']).trees} trees" in text
+    assert f"{MAX_TREE_BYTES // 2**20} MiB at most" in text

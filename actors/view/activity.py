@@ -41,7 +41,9 @@ class Activity:
         self._changed_in[first : last + 1] = revision
         for name, level in levels.items():
             if level:
-                areas = self._areas.setdefault(name, np.zeros(self._max_bins))
+                areas = self._areas.get(name)
+                if areas is None:
+                    areas = self._areas[name] = np.zeros(self._max_bins)
                 if first == last:
                     areas[first] += level * (t - self._t)
                 else:

@@ -99,7 +99,7 @@ class RunView:
             places = self._fold.places_of(prompt_id)
         if not places:
             return None
-        events: list[Any] = [self._tail.read(place) for place in places]
+        events: list[Any] = self._tail.read(places)
         return tree_document(events, config=self.config, texts=self.texts)
 
     def settings(self) -> Any:

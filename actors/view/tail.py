@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import NamedTuple
@@ -72,15 +72,21 @@ class JournalTail:
         if self._segment is not None:
             raise RewrittenError(f"{self._folder}: there are no segments any more")
 
-    def read(self, place: Place) -> AnyEvent:
-        """One event again. Raises `RewrittenError` where it is not there any more."""
-        path, file = self._opened(place.segment)
-        with file:
-            file.seek(place.start)
-            record = record_at(memoryview(file.read(place.size)), 0)
-        if record is None:
-            raise RewrittenError(f"{path}: no event at byte {place.start} any more")
-        return _DECODER.decode(record.payload)
+    def read(self, places: Iterable[Place]) -> list[AnyEvent]:
+        """Some events again. Raises `RewrittenError` where one is not there any more."""
+        found: list[AnyEvent] = []
+        with contextlib.ExitStack() as stack:
+            files: dict[int, BufferedReader] = {}
+            for place in places:
+                if place.segment not in files:
+                    files[place.segment] = stack.enter_context(self._opened(place.segment)[1])
+                file = files[place.segment]
+                file.seek(place.start)
+                record = record_at(memoryview(file.read(place.size)), 0)
+                if record is None:
+                    raise RewrittenError(f"{file.name}: no event at byte {place.start} any more")
+                found.append(_DECODER.decode(record.payload))
+        return found
 
     def _files(self) -> dict[int, Path]:
         return {number_of(path): path for path in [*segments(self._folder / ARCHIVE), *segments(self._folder)]}

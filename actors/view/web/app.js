@@ -81,7 +81,7 @@ arpo.app = (() => {
     parts.push(duration(run.t));
     if (run.num_starts > 1) parts.push(counted(run.num_starts, "start"));
     if (isQuiet && mode === "live") parts.push(`nothing for ${duration(run.quiet_s)}`);
-    if (run.read_bytes < run.num_bytes && mode === "live") parts.push(`reading ${percent(run.read_bytes / run.num_bytes)}`);
+    if (run.read_bytes < 0.98 * run.num_bytes && mode === "live") parts.push(`reading ${percent(run.read_bytes / run.num_bytes)}`);
     return el("div", {class: `status ${mode === "lost" ? "lost" : isQuiet ? "quiet" : run.status}`}, el("i", {class: "lamp"}), el("b", null, word), el("span", null, parts.join(" · ")));
   }
 

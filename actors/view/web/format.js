@@ -59,5 +59,15 @@ arpo.format = (() => {
     return {step, at};
   }
 
-  return {NOTHING, duration, clock, count, percent, number, signed, counted, ticks};
+  // The same over seconds: marks at whole minutes and hours where there are any.
+  function timeTicks(low, high, wanted) {
+    const rough = (high - low) / Math.max(wanted, 1);
+    const step = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600].find((size) => size >= rough);
+    if (!(rough > 0.5) || !step) return ticks(low, high, wanted);
+    const at = [];
+    for (let t = Math.ceil(low / step - 1e-9) * step; t <= high; t += step) at.push(t);
+    return {step, at};
+  }
+
+  return {NOTHING, timeTicks, duration, clock, count, percent, number, signed, counted, ticks};
 })();

@@ -1,7 +1,7 @@
 // The timeline drawn: the learner, the generators, what paths and tools were at, and every group in its slot.
 
 arpo.timelineCanvas = (() => {
-  const {clock, count, counted, duration, number, percent, ticks} = arpo.format;
+  const {clock, count, counted, duration, number, percent, timeTicks} = arpo.format;
   const AXIS = 24;
   const NAMES = 142;
   const SLOT = 9;
@@ -217,7 +217,7 @@ arpo.timelineCanvas = (() => {
       context.fillStyle = arpo.colours.of("rule");
       context.fillRect(0, AXIS - 1, size.width, 1);
       context.fillRect(NAMES - 1, 0, 1, size.height);
-      const marks = ticks(Math.max(look.from, 0), look.to, (size.width - NAMES) / 100);
+      const marks = timeTicks(Math.max(look.from, 0), look.to, (size.width - NAMES) / 100);
       context.font = "11px system-ui, sans-serif";
       context.textBaseline = "middle";
       for (const t of marks.at) {

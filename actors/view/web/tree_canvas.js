@@ -1,11 +1,12 @@
 // The tree drawn: only rows and tokens in sight, and no finer than pixels are.
 
 arpo.treeCanvas = (() => {
-  const {count, duration, number, signed, clock, ticks} = arpo.format;
+  const {count, duration, number, signed, clock, ticks, timeTicks} = arpo.format;
   const MODES = ["entropy", "logprob", "advantage", "version"];
   const AXIS = 22;
-  const GUTTER = 150;
+  const GUTTER = 162;
   const MAX_ROW = 26;
+  const WORDS = 11.5;
 
   // `choose(path, node)` is called when somebody points at one and presses.
   function create({choose}) {
@@ -62,7 +63,7 @@ arpo.treeCanvas = (() => {
       };
       context.save();
       context.beginPath();
-      context.rect(0, AXIS, size.width - (view.scaleY >= 9 ? GUTTER - 8 : 0), size.height);
+      context.rect(0, AXIS, size.width - (view.scaleY >= WORDS ? GUTTER - 8 : 0), size.height);
       context.clip();
       drawChosen(look);
       drawDrops(look);
@@ -71,7 +72,7 @@ arpo.treeCanvas = (() => {
       for (let row = look.first - (look.first % stride); row <= look.last; row += stride) drawRow(look, row);
       drawLooks(look);
       context.restore();
-      if (view.scaleY >= 9) for (let row = look.first; row <= look.last; row++) drawOutcome(look, row);
+      if (view.scaleY >= WORDS) for (let row = look.first; row <= look.last; row++) drawOutcome(look, row);
       else drawOutcomeStrip(look, stride);
       drawAxis(look);
     }
@@ -101,7 +102,8 @@ arpo.treeCanvas = (() => {
         context.fillRect(left, y + (look.bar - thin) / 2, Math.max(right - left, 0.75), thin);
         return;
       }
-      context.fillRect(left, y, right - left, look.bar);
+      const inset = look.bar >= 15 ? 2 : 0;
+      context.fillRect(left, y + inset, right - left, look.bar - 2 * inset);
       label(look, values.toolOf(node), left + 5, right - 4, y, look.muted);
     }
 
@@ -222,18 +224,19 @@ arpo.treeCanvas = (() => {
       context.fillStyle = look.rule;
       context.fillRect(0, AXIS - 1, size.width, 1);
       const [low, high] = [Math.max(-view.left / view.scaleX, 0), (size.width - GUTTER - view.left) / view.scaleX];
-      const marks = ticks(low, high, (size.width - GUTTER) / 90);
+      const marks = (shown.axis === "time" ? timeTicks : ticks)(low, high, (size.width - GUTTER) / 90);
       context.font = "11px system-ui, sans-serif";
       context.textBaseline = "middle";
       context.textAlign = "left";
       for (const value of marks.at) {
         const x = look.x(value);
+        if (x > size.width - GUTTER - 40) break;
         context.fillStyle = look.faint;
         context.fillRect(x, AXIS - 5, 1, 4);
         context.fillStyle = look.muted;
         context.fillText(shown.axis === "time" ? clock(value, marks.step) : count(value), x + 4, AXIS / 2);
       }
-      if (view.scaleY >= 9) context.fillText("path  reward  advantage", size.width - GUTTER + 14, AXIS / 2);
+      if (view.scaleY >= WORDS) context.fillText("path  reward  advantage", size.width - GUTTER + 14, AXIS / 2);
     }
 
     const colourOf = (look, level) => (level < 0 ? look.observed : look.palette[level]);

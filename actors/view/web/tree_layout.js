@@ -45,9 +45,11 @@ arpo.treeLayout = (() => {
     const stack = [0];
     while (stack.length) {
       const node = stack.pop();
-      for (const number of ending.get(node) || []) rowOf[number] = next++;
+      if (node) for (const number of ending.get(node) || []) rowOf[number] = next++;
       for (let place = children[node].length - 1; place >= 0; place--) stack.push(children[node][place]);
     }
+    // Those that have not said anything yet.
+    for (const number of ending.get(0) || []) rowOf[number] = next++;
     return rowOf;
   }
 

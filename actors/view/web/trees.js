@@ -39,6 +39,8 @@ arpo.trees = (() => {
       const row = state.trees.find((one) => one.id === id) || null;
       list.choose(id);
       // A tree that grew since it was drawn is read again.
+      // One that is not listed may be an old one, or one whose events are not read yet.
+      if (!row && state.mode === "live" && state.run.read_bytes < state.run.num_bytes) return;
       if (id && (id !== loadedId || JSON.stringify(row) !== JSON.stringify(shownRow))) load(row, id === loadedId);
     }
 
@@ -50,6 +52,7 @@ arpo.trees = (() => {
     async function load(row, isAgain) {
       const asked = id;
       [loadedId, shownRow] = [id, row];
+      if (!isAgain) say("Reading the tree …", row);
       try {
         const doc = await arpo.store.tree(asked);
         if (asked !== id) return;
@@ -60,13 +63,18 @@ arpo.trees = (() => {
         read();
       } catch (error) {
         if (asked !== id) return;
-        picture.show(null, {});
-        reader.show({doc: null});
-        describe(null, row);
-        message.hidden = false;
-        replace(message, error.message);
+        say(error.message, row);
       }
       explain();
+    }
+
+    // In place of the picture.
+    function say(text, row) {
+      picture.show(null, {});
+      reader.show({doc: null});
+      describe(null, row);
+      message.hidden = false;
+      replace(message, text);
     }
 
     function describe(doc, row) {
