@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import aiohttp
@@ -83,7 +83,7 @@ class Page:
 
 
 @contextlib.asynccontextmanager
-async def browser() -> AsyncIterator[Page]:
+async def browser() -> AsyncGenerator[Page, None]:
     """A tab of a browser of its own, which ends with the block."""
     assert CHROMIUM is not None, MISSING
     with tempfile.TemporaryDirectory(prefix="arpo-browser-", ignore_cleanup_errors=True) as folder:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def in_browser(story: Callable[[Page], Awaitable[None]]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def served(run: RunDir) -> AsyncIterator[str]:
+async def served(run: RunDir) -> AsyncGenerator[str, None]:
     server = WatchServer(RunView(run, texts=texts()))
     async with server.listening() as url:
         following = asyncio.create_task(server.follow())

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ TOKEN = "a-token-of-some-length"
 
 
 @asynccontextmanager
-async def watched(folder: Path, events: list[AnyEvent], *, token: str | None = None) -> AsyncIterator[str]:
+async def watched(folder: Path, events: list[AnyEvent], *, token: str | None = None) -> AsyncGenerator[str, None]:
     view = RunView(make_run(folder, events), texts=texts())
     server = WatchServer(view, token=token)
     async with server.listening() as url:

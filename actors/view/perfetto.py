@@ -26,6 +26,8 @@ LEARNER, GROUPS, PATHS, TOOLS = 1, 2, 3, 4
 _COUNTED = ("reward", "success", "staleness", "kl_rollout")
 PATH_LEVELS: tuple[State, ...] = ("sampling", "tool", "scoring")
 GROUP_LEVELS: tuple[State, ...] = ("growing", "buffered", "training")
+COUNTER_S = 0.01
+"""Between two readings of a counter; closer ones would be most of the trace, and no wider than a pixel."""
 _ENCODER = msgspec.json.Encoder()
 
 Trace = dict[str, Any]
@@ -68,13 +70,13 @@ def trace_events(events: Iterable[AnyEvent], *, name: str) -> Iterator[Trace]:
     fold, metrics, finished = SpanFold(), MetricsFold(), dict[str, float]()
     spans: list[AnySpan] = []
     waits: list[_Wait] = []
-    levels = dict[State, int]()
+    levels, told_s = dict[State, int](), float("-inf")
     for event in events:
         spans += fold.apply(event)
         if (row := metrics.apply(event)) is not None:
             yield from _counters(row)
-        if levels != fold.levels:
-            levels = dict(fold.levels)
+        if levels != fold.levels and event.t >= told_s + COUNTER_S:
+            levels, told_s = dict(fold.levels), event.t
             yield {"ph": "C", "name": "paths", "pid": PATHS, "ts": _us(event.t), "args": _of(levels, PATH_LEVELS)}
             yield {"ph": "C", "name": "groups", "pid": GROUPS, "ts": _us(event.t), "args": _of(levels, GROUP_LEVELS)}
         match event:
