@@ -24,7 +24,6 @@ class Activity:
         self._areas: dict[str, NDArray[np.float64]] = {}
         """For each series, level times seconds, by bin."""
         self._changed_in = np.zeros(max_bins, np.int64)
-        self._rescaled_in = 0
 
     @property
     def num_bins(self) -> int:
@@ -62,8 +61,6 @@ class Activity:
         `start` is 0 where bins were put together since, and what was known of them is void.
         """
         count = self.num_bins
-        if since < self._rescaled_in:
-            since = -1
         changed = np.flatnonzero(self._changed_in[:count] > since)
         if not changed.size:
             return None
@@ -76,5 +73,4 @@ class Activity:
         for name, areas in self._areas.items():
             halved = areas.reshape(-1, 2).sum(axis=1)
             self._areas[name] = np.concatenate([halved, np.zeros_like(halved)])
-        self._rescaled_in = revision
         self._changed_in[:] = np.where(np.arange(self._max_bins) < self._max_bins // 2, revision, -1)

@@ -125,6 +125,7 @@ class Growth:
             case GroupFinished():
                 row.state, row.finished_s = "buffered", event.t
                 row.last = self._times.get(self._last)
+                self._times.clear()
             case GroupRefused():
                 row.state, row.reason, row.released_s = "refused", event.reason, event.t
             case _:

@@ -7,7 +7,7 @@ arpo.chart = (() => {
   const MARGIN = {left: 46, right: 10, top: 8, bottom: 22};
   const pointed = {x: null, charts: new Set()};
 
-  // spec: {title, about, series: [{name, colour, points: [[x, y], ...], kind: "line" | "dots" | "bar", format}], limit:
+  // spec: {title, about, series: [{name, colour, points: [[x, y], ...], kind: "line" | "dots" | "bar" | "told", format}], limit:
   // {value, name}, format, zero: whether the axis holds 0, top: its least upper end, xName}
   function create() {
     const legend = el("div", {class: "legend"});
@@ -80,7 +80,7 @@ arpo.chart = (() => {
 
   function scales(spec, width) {
     const bars = spec.series.filter((series) => series.kind === "bar");
-    const values = spec.series.filter((series) => series.kind !== "bar").flatMap((series) => series.points.map((point) => point[1]));
+    const values = spec.series.filter((series) => series.kind !== "bar" && series.kind !== "told").flatMap((series) => series.points.map((point) => point[1]));
     const totals = new Map();
     for (const series of bars) for (const [x, y] of series.points) totals.set(x, (totals.get(x) || 0) + y);
     values.push(...totals.values());
@@ -129,6 +129,7 @@ arpo.chart = (() => {
     const floors = new Map();
     return spec.series.map((series) => {
       const points = series.points.filter((point) => Number.isFinite(point[1]));
+      if (series.kind === "told") return null; // in the legend alone: it would dwarf the others
       if (series.kind === "bar") return bars(series, points, scale, floors);
       if (series.kind === "dots") {
         return points.map(([x, y]) => svg("circle", {cx: scale.x(x), cy: scale.y(y), r: 3.5, fill: colour(series), class: "dot"}));

@@ -117,7 +117,7 @@ arpo.overview = (() => {
     (state) => ({
       title: "Forks",
       about: "Places behind tool results at which the monitor looked, wanted a branch, and got one.",
-      series: [line(state, "num_forks_considered", "faint", "looked"), line(state, "num_forks_wanted", "gold", "wanted"), line(state, "num_forks", "blue", "granted")],
+      series: [line(state, "num_forks_wanted", "gold", "wanted"), line(state, "num_forks", "blue", "granted"), line(state, "num_forks_considered", "faint", "of looks", "told")],
     }),
     (state) => ({
       title: "Time of a step",

@@ -59,7 +59,7 @@ arpo.treeCanvas = (() => {
         x: (value) => view.left + value * view.scaleX,
         first: Math.max(Math.floor((AXIS - view.top) / view.scaleY), 0),
         last: Math.min(Math.ceil((size.height - view.top) / view.scaleY), layout.numRows - 1),
-        bar: Math.max(Math.min(view.scaleY - (view.scaleY > 5 ? 3 : view.scaleY > 2.5 ? 1 : 0), 18), 0.6),
+        bar: Math.max(Math.min(view.scaleY - (view.scaleY > 5 ? 3 : view.scaleY > 2.5 ? 1 : 0), 18), 1),
       };
       context.save();
       context.beginPath();
@@ -192,7 +192,7 @@ arpo.treeCanvas = (() => {
       const {context, size} = look;
       const y = middle(look, row);
       if (y < AXIS) return;
-      const x = size.width - GUTTER + 12;
+      const x = size.width - GUTTER + 18;
       context.font = "11px system-ui, sans-serif";
       context.textBaseline = "middle";
       context.fillStyle = look.faint;
@@ -236,7 +236,7 @@ arpo.treeCanvas = (() => {
         context.fillStyle = look.muted;
         context.fillText(shown.axis === "time" ? clock(value, marks.step) : count(value), x + 4, AXIS / 2);
       }
-      if (view.scaleY >= WORDS) context.fillText("path  reward  advantage", size.width - GUTTER + 14, AXIS / 2);
+      if (view.scaleY >= WORDS) context.fillText("path  reward  advantage", size.width - GUTTER + 20, AXIS / 2);
     }
 
     const colourOf = (look, level) => (level < 0 ? look.observed : look.palette[level]);

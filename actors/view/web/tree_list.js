@@ -41,11 +41,11 @@ arpo.treeList = (() => {
       const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
       rows = state.trees
         .filter((row) => KEEPS[wanted](row) && words.every((word) => row.id.toLowerCase().includes(word) || row.question.toLowerCase().includes(word)))
-        .sort((a, b) => b.index - a.index);
+        .sort((a, b) => hasText(b) - hasText(a) || b.index - a.index);
       const listed = state.trees.length;
       const parts = [`${count(rows.length)} of ${count(listed)}, newest first`];
       if (state.run && state.run.num_trees > listed) parts.push(`of ${count(state.run.num_trees)} trees the last ${count(listed)} are listed`);
-      if (state.documents) parts.push(`the texts of ${count(state.documents.size)} are in this file`);
+      if (state.documents) parts.push(`the texts of ${count(state.documents.size)} are in this file, and those stand above`);
       replace(foot, `${parts.join("; ")}.`);
       draw();
     }
@@ -58,16 +58,17 @@ arpo.treeList = (() => {
     }
 
     function item(row, place) {
-      const hasText = !state.documents || state.documents.has(row.id);
       const outcome = row.scored ? `${row.correct}/${row.scored} right` : row.state;
       const where = row.step === null ? row.state : `step ${row.step}`;
       return el(
         "a",
-        {href: `#trees/${encodeURIComponent(row.id)}`, class: `item ${row.id === chosen ? "chosen" : ""} ${hasText ? "" : "bare"}`, style: {top: `${place * ROW}px`}, title: row.question},
+        {href: `#trees/${encodeURIComponent(row.id)}`, class: `item ${row.id === chosen ? "chosen" : ""} ${hasText(row) ? "" : "bare"}`, style: {top: `${place * ROW}px`}, title: row.question},
         el("span", {class: "line"}, el("b", null, row.id), el("span", {class: "where"}, where)),
         el("span", {class: "line"}, outcomes(row), el("span", null, outcome), row.forks > 0 && el("span", null, arpo.format.counted(row.forks, "fork")), el("span", {class: "where"}, row.scored ? number(row.score_sum / row.scored) : "")),
       );
     }
+
+    const hasText = (row) => !state.documents || state.documents.has(row.id);
 
     // The share of right ones, of wrong ones, and of those that are not scored.
     function outcomes(row) {
@@ -83,7 +84,7 @@ arpo.treeList = (() => {
 
     // What is worth a first look: a tree with forks and different rewards, or what there is.
     function first() {
-      const shown = rows.filter((row) => !state.documents || state.documents.has(row.id));
+      const shown = rows.filter(hasText);
       return shown.find((row) => KEEPS.mixed(row) && row.forks && row.finished_s !== null) || shown.find((row) => row.finished_s !== null) || shown[0];
     }
 
