@@ -25,6 +25,7 @@ from engine.events import (
     TokensSampled,
     ToolFinished,
     ToolRequested,
+    TreeEvent,
 )
 from engine.metrics import MetricsFold
 from tests.view_runs import make_run, same, texts, whole_run
@@ -229,6 +230,16 @@ def test_a_journal_without_its_beginning_shows_the_whole_trees_and_says_so(tmp_p
     assert view.changes()["run"]["is_partial"]
     later = {event.prompt_id for event in EVENTS[300:] if isinstance(event, PromptAdmitted)}
     assert {row.id for row in view.fold.rows} == later
+
+
+def test_batches_of_conversations_that_are_not_in_the_journal_are_steps_without_trees(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [event for event in EVENTS if not isinstance(event, TreeEvent)])
+    view = RunView(run, texts=texts())
+    view.refresh_all()
+    changes = view.changes()
+    assert [row["step"] for row in changes["steps"]] == [1, 2, 3, 4, 5]
+    assert "trees" not in changes
+    assert not changes["run"]["is_partial"]
 
 
 def test_damage_is_told_and_what_came_before_it_is_shown(tmp_path: Path) -> None:

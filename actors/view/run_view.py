@@ -69,8 +69,7 @@ class RunView:
             try:
                 for place, event in islice(self._tail.events(), max_events):
                     num_events += 1
-                    whole = event if self._whole is None else self._whole.of(event)
-                    if whole is not None:
+                    if (whole := self._whole.of(event)) is not None:
                         self._fold.apply(whole, place, revision=self._revision)
             except RewrittenError:
                 self._begin()
@@ -120,7 +119,9 @@ class RunView:
         self._revision = 0
         self._fold = RunFold()
         self._tail = JournalTail(self.run.journal)
-        self._whole = WholeTrees() if self._tail.first_segment > 1 else None
+        # A journal may have lost its beginning, and that of a gateway names conversations whose trees it does not hold.
+        self._whole = WholeTrees()
+        self._is_partial = self._tail.first_segment > 1
         self._texts = self._given_texts
         self._read_config()
 
@@ -140,7 +141,7 @@ class RunView:
             "quiet_s": quiet_s,
             "error": self.error,
             "config_note": self.config_note,
-            "is_partial": self._whole is not None,
+            "is_partial": self._is_partial,
             "read_bytes": self._tail.num_read_bytes,
             "num_bytes": self._tail.num_bytes,
             "limits": _limits(self.config),

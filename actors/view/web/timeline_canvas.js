@@ -29,7 +29,7 @@ arpo.timelineCanvas = (() => {
 
     // Where training begins: a cold start would hide it.
     function beginning(state) {
-      const first = state.trees.reduce((least, row) => Math.min(least, row.admitted_s), Infinity);
+      const first = Math.min(...state.trees.map((row) => row.admitted_s), ...state.learner.map((span) => span[2]));
       return Number.isFinite(first) ? Math.max(first - 0.01 * (shown.end - first), 0) : 0;
     }
 

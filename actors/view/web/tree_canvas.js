@@ -7,6 +7,7 @@ arpo.treeCanvas = (() => {
   const GUTTER = 162;
   const MAX_ROW = 26;
   const WORDS = 11.5;
+  const THIN = 1.5; // pixels of a row in which single tokens are no longer told apart
 
   // `choose(path, node)` is called when somebody points at one and presses.
   function create({choose}) {
@@ -86,7 +87,7 @@ arpo.treeCanvas = (() => {
         const [left, right] = [look.x(layout.left[node]), look.x(layout.right[node])];
         if (right < 0 || left > look.size.width) continue;
         if (doc.nodes.kind[node] === "o") drawObserved(look, node, left, right, y);
-        else if (shown.mode === "advantage" || right - left < 1.5 * doc.nodes.size[node]) {
+        else if (shown.mode === "advantage" || look.view.scaleY < THIN || right - left < 1.5 * doc.nodes.size[node]) {
           look.context.fillStyle = colourOf(look, values.meanLevel(node));
           look.context.fillRect(left, y, Math.max(right - left, 0.75), look.bar);
           if (shown.mode === "advantage") drawTokens(look, node, left, right, y, true);
