@@ -2,6 +2,11 @@
 
 import asyncio
 import json
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -171,3 +176,21 @@ def test_a_port_that_is_taken_is_said_in_one_line(tmp_path: Path) -> None:
                     pass
 
     asyncio.run(main())
+
+
+@pytest.mark.real
+def test_the_command_says_where_it_serves_and_ends_in_order_when_it_is_interrupted(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", EVENTS[:20])
+    command = [sys.executable, "-m", "actors.cli", "watch", str(run.path), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            said = process.stdout.readline()
+            assert re.fullmatch(rf"{re.escape(str(run.path))} at http://127\.0\.0\.1:\d+/\n", said)
+            with urllib.request.urlopen(said.split()[-1], timeout=20) as answer:
+                assert answer.status == 200
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert (process.returncode, errors) == (0, "")
