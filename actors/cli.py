@@ -6,7 +6,7 @@ resumable. Bad input is one line on stderr.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from actors.bench import NAMES
@@ -122,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="only write the trajectories of step N to stdout, as JSON lines",
     )
+    _add_view(command)
     export = command("export", "write a run's newest checkpoint as a Hugging Face folder", has_config=False)
     export.add_argument("run", help="the folder of a run")
     export.add_argument("--hf", required=True, metavar="DIR", help="the folder to write")
@@ -134,6 +135,18 @@ def _add_doctor(doctor: argparse.ArgumentParser) -> None:
     doctor.add_argument("--gpu-memory-gib", type=_positive, metavar="N", help="memory of a GPU, if none is here")
     doctor.add_argument("--gpus", type=_positive, metavar="N", help="GPUs there are, if they are not here")
     doctor.add_argument("--json", action="store_true", help="the findings as a JSON list on stdout")
+
+
+def _add_view(command: Callable[..., argparse.ArgumentParser]) -> None:
+    watch = command("watch", "a web page of a run, while it lives and afterwards", has_config=False)
+    watch.add_argument("run", help="the folder of a run")
+    watch.add_argument("--host", default="127.0.0.1", help="default loopback; others need the token in the address")
+    watch.add_argument("--port", type=int, default=8090, metavar="N", help="default 8090; 0 takes a free one")
+    trace = command("trace", "the same page as one file, from the journal; or a Perfetto trace", has_config=False)
+    trace.add_argument("run", help="the folder of a run")
+    trace.add_argument("--out", metavar="FILE", help="where the page goes (default RUN/trace.html)")
+    trace.add_argument("--trees", type=_positive, default=200, metavar="N", help="trees with texts (default 200)")
+    trace.add_argument("--perfetto", metavar="FILE", help="write trace events there, and no page without --out")
 
 
 def _add_bench(bench: argparse.ArgumentParser) -> None:

@@ -251,6 +251,12 @@ def _replay(arguments: argparse.Namespace) -> int:
     return REFUSED if found.differences else 0
 
 
+def _view(arguments: argparse.Namespace) -> int:
+    from actors.view.commands import trace, watch
+
+    return watch(arguments) if arguments.command == "watch" else trace(arguments)
+
+
 def _export(arguments: argparse.Namespace) -> int:
     from actors.materials import materialise
     from actors.run_dir import RunDir
@@ -300,4 +306,6 @@ COMMANDS = {
     "bench": _bench,
     "replay": _replay,
     "export": _export,
+    "watch": _view,
+    "trace": _view,
 }

@@ -46,7 +46,7 @@ def scan(path: Path) -> Iterator[Record | Damage]:
     data = memoryview(path.read_bytes())
     position = 0
     while position < len(data):
-        record = _record(data, position)
+        record = record_at(data, position)
         if record is None:
             yield Damage(position, len(data) - position, _is_followed(data, position))
             return
@@ -54,7 +54,8 @@ def scan(path: Path) -> Iterator[Record | Damage]:
         position = record.end
 
 
-def _record(data: memoryview, start: int) -> Record | None:
+def record_at(data: memoryview, start: int) -> Record | None:
+    """The record that begins there; None where there is none, or not the whole of it."""
     body = start + _HEADER.size
     if body > len(data):
         return None
@@ -69,4 +70,4 @@ def _record(data: memoryview, start: int) -> Record | None:
 
 
 def _is_followed(data: memoryview, position: int) -> bool:
-    return any(_record(data, start) is not None for start in range(position + 1, len(data)))
+    return any(record_at(data, start) is not None for start in range(position + 1, len(data)))

@@ -35,3 +35,19 @@ def redacted(value: T) -> T:
         if any(a is not b for a, b in zip(items, old_items, strict=True)):
             found = items
     return found
+
+
+def hidden(value: Any) -> Any:
+    """Plain data, as a file holds it, with every secret that is set replaced.
+
+    >>> hidden({"tools": [{"url": "http://a", "api_key": "xyzzy"}]})
+    {'tools': [{'url': 'http://a', 'api_key': '(hidden)'}]}
+    """
+    match value:
+        case dict():
+            table = cast("dict[str, Any]", value)
+            return {k: HIDDEN if k in SECRETS and isinstance(v, str) else hidden(v) for k, v in table.items()}
+        case list():
+            return [hidden(item) for item in cast("list[Any]", value)]
+        case _:
+            return value

@@ -39,6 +39,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "actors/gateway/server.py",
         "actors/bench/serve_clients.py",
         "actors/sink_prometheus.py",
+        "actors/view/server.py",
     ),
     "asyncio_throttle": ("tools/hosts.py",),
     "bm25s": ("tools/search.py",),

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import cast
 
-from actors.report.record import Curve, GeneratorsLevel, GrownTree, RunRecord, Span, ToolRun
+from actors.report.generators import GeneratorsFold
+from actors.report.record import Curve, GrownTree, RunRecord, Span, ToolRun
 from engine.errors import JournalError
 from engine.events import (
     AnyEvent,
@@ -12,15 +13,12 @@ from engine.events import (
     ControlEvaluated,
     Evaluated,
     ForkConsidered,
-    GeneratorsMeasured,
     GroupFinished,
     GroupRefused,
-    PhaseStarted,
     PromptAdmitted,
     RunFinished,
     RunStarted,
     StepFinished,
-    SupervisedStep,
     ToolFinished,
     TreeEvent,
     WeightsPublished,
@@ -52,17 +50,12 @@ class _Fold:
         self._phases = PhaseFold()
         self._taken: BatchTaken | None = None
         self._finished_s: dict[int, float] = {}
-        self._is_supervised = False
-        """Whether supervised steps were the last thing that happened in the present phase."""
-        self._generators_base = GeneratorsLevel(0.0, 0.0, 0)
-        """What the generators of earlier processes had done in all."""
-        self._generating_since_s: float | None = 0.0
-        """When the generators of this process began: in the first phase behind supervised steps. None once they have
-        been measured."""
+        self._generators = GeneratorsFold()
 
     def apply(self, event: AnyEvent) -> None:
         record = self._record
         self._phases.apply(event)
+        self._generators.apply(event)
         row = self._metrics.apply(event)
         if row is not None:
             assert self._taken is not None, "a row is that of the batch taken last"
@@ -73,15 +66,6 @@ class _Fold:
                 self._apply_to_tree(event)
             case RunStarted():
                 record.num_starts += 1
-                self._generating_since_s = event.t
-                if record.generators:
-                    self._generators_base = record.generators[-1]
-            case SupervisedStep():
-                self._is_supervised = True
-            case PhaseStarted() if self._is_supervised:
-                self._is_supervised = False
-                if self._generating_since_s is not None:
-                    self._generating_since_s = event.t
             case BatchTaken():
                 self._taken = event
                 for name in event.prompt_ids:
@@ -96,8 +80,6 @@ class _Fold:
                 record.evaluations.append(event)
             case ControlEvaluated():
                 record.control = event
-            case GeneratorsMeasured():
-                self._measure_generators(event)
             case RunFinished():
                 record.is_finished = True
             case _:
@@ -107,17 +89,10 @@ class _Fold:
     def close(self) -> RunRecord:
         record = self._record
         record.phases = self._phases.phases
+        record.generators = self._generators.levels
         record.num_unfinished = len(self._builders)
         record.curves = _without_repetitions([Curve(p.name, p.reports) for p in record.phases if p.reports])
         return record
-
-    def _measure_generators(self, event: GeneratorsMeasured) -> None:
-        base, levels = self._generators_base, self._record.generators
-        if self._generating_since_s is not None:
-            levels.append(base._replace(t=self._generating_since_s))
-            self._generating_since_s = None
-        tokens = base.num_sampled_tokens + event.num_sampled_tokens
-        levels.append(GeneratorsLevel(event.t, base.busy_s + event.busy_s, tokens))
 
     # -- trees ------------------------------------------------------------------------------------------------
 
