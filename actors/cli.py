@@ -129,6 +129,12 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("--json", metavar="FILE", help="write the figures there too")
     bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="for learner (default cpu)")
     bench.add_argument("--sglang-python", metavar="FILE", help="for prefix: a Python that has sglang")
+    bench.add_argument("--html", metavar="FILE", help="write a page with plots, which needs nothing but itself")
+    bench.add_argument("--arms", nargs="+", default=[], metavar="ARM", help="only these arms")
+    bench.add_argument("--seeds", type=_positive, metavar="N", help="for tool-budget: pairs of seeds")
+    bench.add_argument(
+        "--records", default="runs/bench", metavar="DIR", help="where runs are kept that need no repeating (runs/bench)"
+    )
 
 
 def _add_eval(evaluate: argparse.ArgumentParser) -> None:

@@ -199,12 +199,15 @@ def _say(line: str) -> None:
 def _bench(arguments: argparse.Namespace) -> int:
     from actors.bench import NAMES
     from actors.bench.harness import run_bench
+    from actors.bench.page import write_page
     from actors.display import Display
 
     json_file = None if arguments.json is None else _output(arguments.json, option="--json")
+    html_file = None if arguments.html is None else _output(arguments.html, option="--html")
     with Display(Path()) as display:
         names = NAMES if arguments.name == "all" else (arguments.name,)
         options = {"is_quick": arguments.quick, "sglang_python": arguments.sglang_python, "device": arguments.device}
+        options |= {"records": Path(arguments.records), "seeds": arguments.seeds, "arms": arguments.arms}
         reports = [run_bench(name, on_progress=display.note, **options) for name in names]
         for report in reports:
             for arm, found in report.arms.items():
@@ -213,6 +216,8 @@ def _bench(arguments: argparse.Namespace) -> int:
     if json_file is not None:
         content = reports[0] if len(reports) == 1 else reports
         json_file.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=2))
+    if html_file is not None:
+        write_page(reports, html_file)
     return 0
 
 

@@ -63,7 +63,16 @@ class Ranked(Section, frozen=True, tag_field="kind", tag="ranked"):
         return ByRank(window=self.window, fraction=self.fraction, num_proposed=num_proposed)
 
 
-AnyGranting = Paper | Ranked
+class Late(Section, frozen=True, tag_field="kind", tag="late"):
+    """Each tree for itself, when all its paths have ended: behind the latest results first, where a branch has the
+    fewest calls ahead of it, and by score among these. With `branching.branches` above 1 the latest take all places."""
+
+    def granter(self, *, num_proposed: int = 0) -> Granter:
+        """`num_proposed` counts the proposals to earlier processes."""
+        return LatestFirst()
+
+
+AnyGranting = Paper | Ranked | Late
 
 
 class FirstCome:
@@ -123,3 +132,36 @@ class ByRank:
         for proposal in chosen:
             del self._pool[proposal]
         return chosen
+
+
+class LatestFirst:
+    """Granter of `late`.
+
+    >>> def p(observation: int, score: float) -> Proposal:
+    ...     return Proposal(prompt_id="a", path=0, length=9 * observation, observation=observation, score=score)
+    >>> granter = LatestFirst()
+    >>> [granter.propose(q) for q in (p(1, 0.9), p(2, 0.1), p(2, 0.3))]
+    [[], [], []]
+    >>> [(q.observation, q.score) for q in granter.exhaust("a", room=2)]
+    [(2, 0.3), (2, 0.1)]
+    """
+
+    def __init__(self) -> None:
+        self._pools: dict[str, list[Proposal]] = {}
+
+    def restore(self, proposal: Proposal, *, place: int) -> None:
+        self.propose(proposal)
+
+    def propose(self, proposal: Proposal) -> list[Proposal]:
+        self._pools.setdefault(proposal.prompt_id, []).append(proposal)
+        return []
+
+    def exhaust(self, prompt_id: str, room: int) -> list[Proposal]:
+        # By path last, so that the order in which paths moved decides nothing.
+        pool = sorted(self._pools.pop(prompt_id, []), key=lambda p: (-p.observation, -p.score, p.path))
+        if pool[room:]:
+            self._pools[prompt_id] = pool[room:]
+        return pool[:room]
+
+    def withdraw(self, prompt_id: str) -> None:
+        self._pools.pop(prompt_id, None)

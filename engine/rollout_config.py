@@ -1,6 +1,6 @@
 """What a person may say about rollouts: how to sample, when to fork, what to spend."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta
 
@@ -50,6 +50,9 @@ class RolloutConfig(Section, frozen=True):
     """M: trajectories a prompt."""
     branching: AnyBranching = Arpo()
     granting: AnyGranting = Paper()
+    grow: Literal["all", "mixed"] = "all"
+    """Which trees are grown to M. `mixed`: one whose paths have all come to the same score when the last of them ends
+    stays as it is, and costs no more; one that shows a difference gets the rest of its places."""
     sampling: SamplingConfig = SamplingConfig()
     budget: BudgetConfig = BudgetConfig()
     stream_interval: Positive = 16

@@ -1,9 +1,12 @@
 """Granting: first come or by rank; a proposal is granted at most once, and the best ones first."""
 
+from itertools import pairwise
+from random import Random
+
 import hypothesis.strategies as st
 from hypothesis import given
 
-from engine.granting import FirstCome, Paper, Proposal, Ranked
+from engine.granting import FirstCome, Late, Paper, Proposal, Ranked
 
 
 def proposal(name: str, score: float, *, path: int = 0, observation: int = 1) -> Proposal:
@@ -86,3 +89,34 @@ def test_a_restored_ranking_grants_what_the_old_one_would_have(scores: list[floa
         if one not in granted:
             again.restore(one, place=place)
     assert [again.propose(one) for one in proposals[stop:]] == [whole.propose(one) for one in proposals[stop:]]
+
+
+def test_late_grants_nothing_while_a_tree_lives_and_then_the_latest_results_first() -> None:
+    granter = Late().granter()
+    first, last = proposal("a", 0.9, observation=1), proposal("a", 0.1, observation=3)
+    other = proposal("b", 0.9, observation=3)
+    assert [granter.propose(p) for p in (first, last, other)] == [[], [], []]
+    assert granter.exhaust("a", room=1) == [last]
+    assert granter.exhaust("a", room=1) == [first]
+    assert granter.exhaust("a", room=1) == []
+    granter.withdraw("b")
+    assert granter.exhaust("b", room=1) == []
+
+
+@given(
+    where=st.lists(st.tuples(st.integers(1, 4), st.floats(0, 1)), max_size=30),
+    room=st.integers(0, 30),
+    seed=st.integers(0, 9),
+)
+def test_late_depends_on_no_order_and_loses_nothing(where: list[tuple[int, float]], room: int, seed: int) -> None:
+    proposals = [proposal("a", score, path=i, observation=n) for i, (n, score) in enumerate(where)]
+    shuffled = Random(seed).sample(proposals, k=len(proposals))
+    granter, other = Late().granter(), Late().granter()
+    for one, two in zip(proposals, shuffled, strict=True):
+        granter.propose(one)
+        other.restore(two, place=1)  # what a resumed run does
+    granted = granter.exhaust("a", room=room)
+    assert granted == other.exhaust("a", room=room)
+    assert all((a.observation, a.score) >= (b.observation, b.score) for a, b in pairwise(granted))
+    rest = granter.exhaust("a", room=len(where))
+    assert sorted(p.path for p in [*granted, *rest]) == list(range(len(where)))

@@ -4,6 +4,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +14,7 @@ import msgspec
 
 from actors.bench import (
     async_bench,
+    budget_bench,
     control_bench,
     decode_bench,
     learner_bench,
@@ -22,6 +24,7 @@ from actors.bench import (
     weights_bench,
 )
 from actors.bench.bench import ArmReport, Bench, arm_report, measure
+from actors.bench.record_store import RecordStore
 from engine.errors import ConfigError
 
 
@@ -40,7 +43,12 @@ MAKERS: dict[str, Maker] = {
     "tools": tools_bench.benches,
     "sandbox": sandbox_bench.benches,
     "control": control_bench.benches,
+    "tool-budget": budget_bench.benches,
 }
+
+
+RECORDS = Path("runs/bench")
+"""Where records of runs are kept that are not to be made twice."""
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,9 +80,13 @@ def run_bench(
     on_progress: Callable[[str], None],
     sglang_python: str | None = None,
     device: learner_bench.Device = "cpu",
+    records: Path = RECORDS,
+    seeds: int | None = None,
+    arms: Sequence[str] = (),
 ) -> BenchReport:
-    """Run one bench to its end. `sglang_python` is for `prefix`, `device` for `learner`.
+    """Run one bench to its end. `sglang_python` is for `prefix`, `device` for `learner`, `seeds` for `tool-budget`.
 
+    `records` is the folder of what is kept from one time to the next, `arms` are those to be run; none is all of them.
     Raises `ConfigError` for a name that is none.
     """
     if name not in MAKERS:
@@ -82,12 +94,29 @@ def run_bench(
     makers = MAKERS | {
         "prefix": partial(prefix_bench.benches, sglang_python=sglang_python),
         "learner": partial(learner_bench.benches, device=device),
+        # What its runs share is worth keeping as well, so it works there.
+        "tool-budget": lambda _, *, is_quick: budget_bench.benches(records / name, is_quick=is_quick, seeds=seeds),
     }
+    store = RecordStore(records / name / "records")
     with tempfile.TemporaryDirectory(prefix="arpo-bench-") as folder:
-        return report(name, makers[name](Path(folder), is_quick=is_quick), on_progress=on_progress)
+        benches = chosen(makers[name](Path(folder), is_quick=is_quick), arms)
+        return report(name, benches, on_progress=on_progress, store=store)
 
 
-def report(name: str, benches: Sequence[Bench], *, on_progress: Callable[[str], None]) -> BenchReport:
+def chosen(benches: Sequence[Bench], arms: Sequence[str]) -> Sequence[Bench]:
+    """The parts with these arms alone; none named is all. Raises `ConfigError` for an arm that no part has."""
+    if not arms:
+        return benches
+    known = [arm for bench in benches for arm in bench.arms]
+    if strange := [arm for arm in arms if arm not in known]:
+        raise ConfigError(f"no arm {strange[0]!r}: {', '.join(known)}")
+    found = [replace(b, arms={arm: run for arm, run in b.arms.items() if arm in arms}) for b in benches]
+    return [bench for bench in found if bench.arms]
+
+
+def report(
+    name: str, benches: Sequence[Bench], *, on_progress: Callable[[str], None], store: RecordStore | None = None
+) -> BenchReport:
     """Run the parts in turn and put them together."""
     figures: dict[str, float] = {}
     arms: dict[str, ArmReport] = {}
@@ -96,7 +125,7 @@ def report(name: str, benches: Sequence[Bench], *, on_progress: Callable[[str], 
         for arm, reason in bench.skipped.items():
             on_progress(f"{bench.name}  {arm}: skipped, {reason}")
         skipped |= bench.skipped
-        records = measure(bench, on_progress=on_progress)
+        records = measure(bench, on_progress=on_progress, store=store)
         figures |= bench.figures(records)
         arms |= {arm: arm_report(found) for arm, found in records.items()}
     return BenchReport(bench=name, machine=this_machine(), figures=figures, arms=arms, skipped=skipped)

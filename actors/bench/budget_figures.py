@@ -1,0 +1,91 @@
+"""The figures of `tool-budget`: what an arm needed, against what `chain` needed, seed by seed."""
+
+import math
+from collections.abc import Sequence
+from statistics import median
+from typing import NamedTuple
+
+from actors.bench.bench import Record, Records
+from actors.bench.budget_curves import Cost, Middle, curve_of, mean_success, middle, spent_to_reach
+
+BASE = "chain"
+"""GRPO: what the others are compared with."""
+OURS = "ours"
+ENTROPY, BLIND = "arpo", "uniform"
+UNKNOWN = Middle(math.nan, math.nan, math.nan)
+
+
+class Comparison(NamedTuple):
+    """One arm against `chain`, on the seeds that both have."""
+
+    arm: str
+    num_seeds: int
+    spent: Middle
+    """To reach the success at which `chain` ended with the same seed."""
+    ratio: Middle
+    """Of that to what `chain` had spent when it first was there."""
+    num_censored: int
+    """Seeds with which it ended before."""
+    end: Middle
+    """Its success at its own end."""
+    total: float
+    """All that a run spent, by the median."""
+
+
+def compare(records: Records, arm: str, cost: Cost, *, base: str = BASE) -> Comparison | None:
+    """None where there is nothing to be compared: no pair, or a `chain` that never learned anything."""
+    pairs = list(zip(records.get(arm, ()), records.get(base, ()), strict=False))
+    spent: list[float] = []
+    ratios: list[float] = []
+    for record, chain in pairs:
+        own, other = curve_of(record, cost), curve_of(chain, cost)
+        needed = spent_to_reach(other, other.end)
+        if needed > 0:
+            spent.append(spent_to_reach(own, other.end))
+            ratios.append(spent[-1] / needed)
+    if not ratios:
+        return None
+    return Comparison(
+        arm=arm,
+        num_seeds=len(ratios),
+        spent=middle(spent),
+        ratio=middle(ratios),
+        num_censored=sum(math.isinf(value) for value in spent),
+        end=middle([record["success"] for record, _ in pairs]),
+        total=median(record[cost] for record, _ in pairs),
+    )
+
+
+def above(records: Records, arm: str, other: str, cost: Cost = "executed") -> Middle | None:
+    """How far the curve of one arm lies above another's, on average up to what the cheaper one spent; by seeds."""
+    pairs = list(zip(records.get(arm, ()), records.get(other, ()), strict=False))
+    return middle([_above(*pair, cost) for pair in pairs]) if pairs else None
+
+
+def _above(one: Record, other: Record, cost: Cost) -> float:
+    curves = [curve_of(record, cost) for record in (one, other)]
+    common = min(float(curve.spent[-1]) for curve in curves)
+    first, second = (mean_success(curve, up_to=common) for curve in curves)
+    return first - second
+
+
+def figures(records: Records, *, prefix: str = "") -> dict[str, float]:
+    """By name; what was not measured is missing. A ratio is infinite where too many runs of `ours` did not get there,
+    and NaN where `chain` itself never got anywhere."""
+    found: dict[str, float] = {}
+    costs: Sequence[tuple[str, Cost]] = (("calls", "executed"), ("requested_calls", "requested"), ("tokens", "tokens"))
+    for name, cost in costs:
+        if records.get(OURS) and records.get(BASE):
+            ours = compare(records, OURS, cost)
+            ratio = UNKNOWN if ours is None else ours.ratio
+            found[f"{name}_ratio_vs_grpo"] = ratio.value
+            found |= {f"{name}_ratio_ci_low": ratio.low, f"{name}_ratio_ci_high": ratio.high}
+    if ours := compare(records, OURS, "executed"):
+        found |= {"num_pairs": float(ours.num_seeds), "num_censored": float(ours.num_censored)}
+    for name, arm in (("success_ours", OURS), ("success_grpo", BASE)):
+        if records.get(arm):
+            found[name] = median(record["success"] for record in records[arm])
+    if (difference := above(records, ENTROPY, BLIND)) is not None:
+        found["entropy_minus_uniform"] = difference.value
+        found |= {"entropy_minus_uniform_ci_low": difference.low, "entropy_minus_uniform_ci_high": difference.high}
+    return {f"{prefix}{name}": value for name, value in found.items()}
