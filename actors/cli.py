@@ -131,7 +131,8 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("--sglang-python", metavar="FILE", help="for prefix: a Python that has sglang")
     bench.add_argument("--html", metavar="FILE", help="write a page with plots, which needs nothing but itself")
     bench.add_argument("--arms", nargs="+", default=[], metavar="ARM", help="only these arms")
-    bench.add_argument("--seeds", type=_positive, metavar="N", help="for tool-budget: pairs of seeds")
+    bench.add_argument("--seeds", type=_positive, metavar="N", help="for tool-budget: pairs of seeds (default 8)")
+    bench.add_argument("--jobs", type=_positive, metavar="N", help="for tool-budget: runs at once (default 2)")
     bench.add_argument(
         "--records", default="runs/bench", metavar="DIR", help="where runs are kept that need no repeating (runs/bench)"
     )

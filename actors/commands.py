@@ -208,6 +208,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         names = NAMES if arguments.name == "all" else (arguments.name,)
         options = {"is_quick": arguments.quick, "sglang_python": arguments.sglang_python, "device": arguments.device}
         options |= {"records": Path(arguments.records), "seeds": arguments.seeds, "arms": arguments.arms}
+        options |= {"jobs": arguments.jobs}
         reports = [run_bench(name, on_progress=display.note, **options) for name in names]
         for report in reports:
             for arm, found in report.arms.items():

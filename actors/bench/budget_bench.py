@@ -37,12 +37,11 @@ JOBS = 2
 """A run takes turns between sampling and learning, so it keeps one core busy."""
 
 
-def benches(folder: Path, *, is_quick: bool, seeds: int | None = None, jobs: int = JOBS) -> Sequence[Bench]:
+def benches(folder: Path, *, is_quick: bool, seeds: int = SEEDS, jobs: int = JOBS) -> Sequence[Bench]:
     """The headline without reuse of results, and behind it the same with it. `folder` keeps the runs and the model they
     start from; `seeds` are those of `chain` and `ours`."""
     if is_quick:
         return (_part(folder, extra=QUICK, arms=(BASE, OURS), seeds=1, other_seeds=1, jobs=jobs),)
-    seeds = SEEDS if seeds is None else seeds
     return (
         _part(folder, seeds=seeds, other_seeds=min(seeds, OTHER_SEEDS), jobs=jobs),
         _part(folder, extra=CACHED, suffix=CACHE_NAME, seeds=min(seeds, CACHED_SEEDS), other_seeds=1, jobs=jobs),

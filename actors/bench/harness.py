@@ -82,9 +82,11 @@ def run_bench(
     device: learner_bench.Device = "cpu",
     records: Path = RECORDS,
     seeds: int | None = None,
+    jobs: int | None = None,
     arms: Sequence[str] = (),
 ) -> BenchReport:
-    """Run one bench to its end. `sglang_python` is for `prefix`, `device` for `learner`, `seeds` for `tool-budget`.
+    """Run one bench to its end. `sglang_python` is for `prefix`, `device` for `learner`, `seeds` and `jobs` for
+    `tool-budget`.
 
     `records` is the folder of what is kept from one time to the next, `arms` are those to be run; none is all of them.
     Raises `ConfigError` for a name that is none.
@@ -95,7 +97,9 @@ def run_bench(
         "prefix": partial(prefix_bench.benches, sglang_python=sglang_python),
         "learner": partial(learner_bench.benches, device=device),
         # What its runs share is worth keeping as well, so it works there.
-        "tool-budget": lambda _, *, is_quick: budget_bench.benches(records / name, is_quick=is_quick, seeds=seeds),
+        "tool-budget": lambda _, *, is_quick: budget_bench.benches(
+            records / name, is_quick=is_quick, seeds=seeds or budget_bench.SEEDS, jobs=jobs or budget_bench.JOBS
+        ),
     }
     store = RecordStore(records / name / "records")
     with tempfile.TemporaryDirectory(prefix="arpo-bench-") as folder:
