@@ -5,6 +5,7 @@ the prefix stays in the radix cache.
 """
 
 from dataclasses import dataclass
+from itertools import cycle, islice
 from typing import Protocol
 
 from engine.config import Fraction, Positive, Section
@@ -64,12 +65,12 @@ class Ranked(Section, frozen=True, tag_field="kind", tag="ranked"):
 
 
 class Late(Section, frozen=True, tag_field="kind", tag="late"):
-    """Each tree for itself, when all its paths have ended: behind the latest results first, where a branch has the
-    fewest calls ahead of it, and by score among these. With `branching.branches` above 1 the latest take all places."""
+    """Each tree for itself, when all its paths have ended: the places that are left are dealt out among its wanted
+    forks, one each in turn, behind the latest results first: there a branch has the fewest calls ahead of it."""
 
     def granter(self, *, num_proposed: int = 0) -> Granter:
         """`num_proposed` counts the proposals to earlier processes."""
-        return LatestFirst()
+        return Dealer()
 
 
 AnyGranting = Paper | Ranked | Late
@@ -134,16 +135,16 @@ class ByRank:
         return chosen
 
 
-class LatestFirst:
+class Dealer:
     """Granter of `late`.
 
     >>> def p(observation: int, score: float) -> Proposal:
     ...     return Proposal(prompt_id="a", path=0, length=9 * observation, observation=observation, score=score)
-    >>> granter = LatestFirst()
+    >>> granter = Dealer()
     >>> [granter.propose(q) for q in (p(1, 0.9), p(2, 0.1), p(2, 0.3))]
     [[], [], []]
-    >>> [(q.observation, q.score) for q in granter.exhaust("a", room=2)]
-    [(2, 0.3), (2, 0.1)]
+    >>> [(q.observation, q.score) for q in granter.exhaust("a", room=4)]
+    [(2, 0.3), (2, 0.1), (1, 0.9), (2, 0.3)]
     """
 
     def __init__(self) -> None:
@@ -159,9 +160,7 @@ class LatestFirst:
     def exhaust(self, prompt_id: str, room: int) -> list[Proposal]:
         # By path last, so that the order in which paths moved decides nothing.
         pool = sorted(self._pools.pop(prompt_id, []), key=lambda p: (-p.observation, -p.score, p.path))
-        if pool[room:]:
-            self._pools[prompt_id] = pool[room:]
-        return pool[:room]
+        return list(islice(cycle(pool), room))
 
     def withdraw(self, prompt_id: str) -> None:
         self._pools.pop(prompt_id, None)

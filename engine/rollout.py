@@ -145,7 +145,7 @@ class TreeRollout:
             self._start_first()
         elif isinstance(self._config.branching, TreeGrpo) and self.room:
             self._expand(self._config.branching)
-        else:
+        elif self._config.supplements:
             for _ in range(self.room):
                 self._start(is_supplement=True)
         self._is_done = len(self._tree.paths) == before

@@ -248,7 +248,7 @@ def test_a_quick_bench_runs_and_is_not_run_again(tmp_path: Path) -> None:
     assert set(found.arms) == {"chain", "ours"}
     assert {"calls_ratio_vs_grpo", "calls_ratio_ci_high", "success_ours", "success_grpo"} <= set(found.figures)
     chain, ours = (found.arms[arm].median for arm in ("chain", "ours"))
-    assert chain["executed"] == chain["requested"] > 0
+    assert 0 < chain["executed"] <= chain["requested"], "what cannot be read is asked for, and not executed"
     assert ours["steps"] == chain["steps"] == 2
     again = harness.run_bench("tool-budget", is_quick=True, on_progress=lines.append, records=tmp_path)
     assert again == found

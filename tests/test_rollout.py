@@ -226,23 +226,35 @@ def test_missing_trajectories_start_together(tokenizer: HfTokenizer) -> None:
     assert supplements == list(range(supplements[0], supplements[0] + 5))
 
 
-def test_late_forks_wait_for_the_end_of_all_paths_and_begin_behind_their_last_results(tokenizer: HfTokenizer) -> None:
+def test_late_forks_wait_for_the_end_of_all_paths_and_share_the_places_that_are_left(tokenizer: HfTokenizer) -> None:
     settings = RolloutConfig(
         size=6,
-        branching=Arpo(initial=2, probe_tokens=2, branches=2, fork_at="tool_result"),
+        branching=Arpo(initial=2, probe_tokens=2, fork_at="tool_result"),
         granting=Late(),
         stream_interval=2,
     )
-    bench = Bench(tokenizer, searching(tokenizer, turns=3, level=lambda turn: float(turn)), config=settings)
+    # Unsure behind the last two of three results.
+    levels = [1.0, 1.0, 2.0, 2.0]
+    bench = Bench(tokenizer, searching(tokenizer, turns=3, level=lambda turn: levels[turn]), config=settings)
     group = bench.run()
     kinds = [type(e).__name__ for e in bench.events]
     assert kinds.index("Forked") > [i for i, name in enumerate(kinds) if name == "PathEnded"][1]
     forks = [e for e in bench.events if isinstance(e, Forked)]
-    assert [(e.path, e.length) for e in forks] == [
-        (number, bench.tree.paths[number].marks[-1].length) for number in (0, 0, 1, 1)
-    ]
-    assert group.num_tool_calls_executed == 6, "a branch behind the last result makes no call"
+    behind = [[mark.length for mark in bench.tree.paths[e.path].marks].index(e.length) + 1 for e in forks]
+    assert behind == [3, 3, 2, 2]
+    assert group.num_tool_calls_executed == 6 + 2, "a branch behind the last result makes no call"
     check_token_fidelity(group, bench)
+
+
+@pytest.mark.parametrize(("is_filled", "num_paths"), [(True, 6), (False, 1)])
+def test_a_tree_without_wanted_forks_is_filled_up_where_that_is_asked_for(
+    tokenizer: HfTokenizer, is_filled: bool, num_paths: int
+) -> None:
+    settings = RolloutConfig(
+        size=6, branching=Arpo(initial=1, probe_tokens=2), granting=Late(), supplements=is_filled, stream_interval=2
+    )
+    bench = Bench(tokenizer, searching(tokenizer, level=lambda turn: 1.0), config=settings)
+    assert len(bench.run().trajectories) == num_paths
 
 
 @pytest.mark.parametrize(("scores", "num_paths"), [([1.0, 1.0, 0.0], 2), ([1.0, 0.0, 0.0], 6)])
