@@ -43,13 +43,15 @@ def run_of(*success: float, calls: float = 100.0, tokens: float = 1000.0) -> Rec
 def test_an_arm_differs_in_how_it_forks_and_learns_and_in_nothing_else(arm: str) -> None:
     chain, other = (Config.load(CONFIG, *ARMS[name]) for name in ("chain", arm))
     may_differ = ("rollout.branching", "rollout.granting", "rollout.grow", "learner.advantage", "learner.loss")
-    may_differ += ("learner.normalisation", "learner.overlong")
+    may_differ += ("rollout.supplements", "learner.normalisation", "learner.overlong")
+    if arm.endswith(("_m4", "_m8")):
+        may_differ += ("rollout.size",)
     assert [key for key in differences(chain, other) if not key.startswith(may_differ)] == []
 
 
 def test_forks_of_ours_are_trained_as_those_of_arpo_are() -> None:
     arpo = Config.load(CONFIG, *ARMS["arpo"])
-    for arm in ("ours", "uniform", "official", "arpo_sampled"):
+    for arm in ("ours", "ours_blind", "uniform", "official", "arpo_sampled"):
         assert Config.load(CONFIG, *ARMS[arm]).learner == arpo.learner
 
 

@@ -15,11 +15,14 @@ ARPO = "algorithms/arpo.toml"
 _PROBE = ("rollout.branching.probe_tokens=2", "rollout.branching.fork_at=tool_result")
 _TAU = "rollout.branching.tau=0.502"
 UNIFORM_RATE = 0.2
-"""Share of the results behind which `arpo` wants a fork, on validation seeds."""
+"""Share of the results behind which `arpo` wants a fork, over a run on a validation seed."""
+BLIND_RATE = 0.17
+"""The same of `ours`."""
+_THRIFTY = ("algorithms/thrifty.toml", *_PROBE)
 
 ARMS: Mapping[str, Overlay] = {
     "chain": ("algorithms/grpo.toml",),
-    "ours": ("algorithms/thrifty.toml", *_PROBE, _TAU),
+    "ours": (*_THRIFTY, _TAU),
     "arpo": (ARPO,),
     "uniform": (ARPO, f"rollout.branching={{kind='uniform', rate={UNIFORM_RATE}}}", *_PROBE),
     "dapo": ("algorithms/dapo.toml",),
@@ -28,7 +31,11 @@ ARMS: Mapping[str, Overlay] = {
     "arpo_sampled": (ARPO, "rollout.branching={kind='arpo_sampled'}", *_PROBE),
     "aepo": ("algorithms/aepo.toml", *_PROBE, _TAU),
     "tree_grpo": ("algorithms/tree_grpo.toml",),
+    "ours_blind": (*_THRIFTY, f"rollout.branching={{kind='uniform', rate={BLIND_RATE}, initial=1}}", *_PROBE),
+    "ours_m8": (*_THRIFTY, _TAU, "rollout.size=8"),
+    "chain_m4": ("algorithms/grpo.toml", "rollout.size=4"),
 }
+"""The last three tell what `ours` owes to entropy, and what smaller groups do by themselves."""
 
 QUICK: Overlay = (
     "world.num_sft=400",

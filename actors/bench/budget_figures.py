@@ -12,6 +12,7 @@ BASE = "chain"
 """GRPO: what the others are compared with."""
 OURS = "ours"
 ENTROPY, BLIND = "arpo", "uniform"
+OURS_BLIND = "ours_blind"
 UNKNOWN = Middle(math.nan, math.nan, math.nan)
 
 
@@ -85,7 +86,7 @@ def figures(records: Records, *, prefix: str = "") -> dict[str, float]:
     for name, arm in (("success_ours", OURS), ("success_grpo", BASE)):
         if records.get(arm):
             found[name] = median(record["success"] for record in records[arm])
-    if (difference := above(records, ENTROPY, BLIND)) is not None:
-        found["entropy_minus_uniform"] = difference.value
-        found |= {"entropy_minus_uniform_ci_low": difference.low, "entropy_minus_uniform_ci_high": difference.high}
+    for name, pair in (("entropy_minus_uniform", (ENTROPY, BLIND)), ("ours_minus_blind", (OURS, OURS_BLIND))):
+        if (difference := above(records, *pair)) is not None:
+            found |= {name: difference.value, f"{name}_ci_low": difference.low, f"{name}_ci_high": difference.high}
     return {f"{prefix}{name}": value for name, value in found.items()}

@@ -9,7 +9,7 @@ from actors.bench.bench import Record, Records
 from actors.bench.budget_arms import ARMS
 from actors.bench.budget_bench import CACHE_NAME
 from actors.bench.budget_curves import Cost, curve_of
-from actors.bench.budget_figures import BASE, BLIND, ENTROPY, OURS, above, compare
+from actors.bench.budget_figures import BASE, BLIND, ENTROPY, OURS, OURS_BLIND, above, compare
 from actors.quantities import count, percent
 from actors.report.charts import BLUE, FAINT, GREEN, INK, MUTED, OCHRE, RUST, VIOLET, Line, Lines
 from actors.report.plots import draw
@@ -123,12 +123,18 @@ def _ours(records: Records) -> list[str]:
 
 
 def _entropy(records: Records) -> list[str]:
-    found = above(records, ENTROPY, BLIND)
-    if found is None:
-        return []
-    said = f"{number(100 * found.value)} points ({number(100 * found.low)} to {number(100 * found.high)})"
-    verdict = "which is no difference" if found.low <= 0 <= found.high else "which is a difference"
-    return [
-        f"At equal executed calls the curve of forks by entropy lies {said} above that of blind forks at the same "
-        f"rate, {verdict} that these seeds can tell."
-    ]
+    pairs = {
+        "the curve of forks by entropy": (ENTROPY, BLIND),
+        "that of ours": (OURS, OURS_BLIND),
+    }
+    told: list[str] = []
+    for name, (one, other) in pairs.items():
+        if (found := above(records, one, other)) is None:
+            continue
+        said = f"{number(100 * found.value)} points ({number(100 * found.low)} to {number(100 * found.high)})"
+        verdict = "no difference" if found.low <= 0 <= found.high else "a difference"
+        told.append(
+            f"At equal executed calls {name} lies {said} above the same with blind forks at the same rate ({other}): "
+            f"{verdict} that these seeds can tell."
+        )
+    return told
