@@ -68,8 +68,8 @@ class Late(Section, frozen=True, tag_field="kind", tag="late"):
     """Each tree for itself, when all its paths have ended: the places that are left are dealt out among its wanted
     forks, one each in turn, behind the latest results first: there a branch has the fewest calls ahead of it.
 
-    Where a fork is wanted depends on what its branches inherit; how many places it gets also on how many others the tree
-    wants, later ones of the same path among them. That moves weight between prefixes, and is not corrected for."""
+    Where a fork is wanted depends on what its branches inherit; how many places it gets also on how many others the
+    tree wants, later ones of the same path among them. That moves weight between prefixes, and is not corrected for."""
 
     def granter(self, *, num_proposed: int = 0) -> Granter:
         """`num_proposed` counts the proposals to earlier processes."""
