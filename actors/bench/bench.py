@@ -4,7 +4,7 @@ The arms are interleaved (A B C, A B C, ...): what else a machine does then fall
 that have a key are kept on disk, and a bench that was interrupted goes on behind the last of them.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,11 +29,11 @@ class Bench:
     """Name to a function of the seed."""
     repetitions: int
     figures: Callable[[Records], dict[str, float]]
-    skipped: Mapping[str, str] = field(default_factory=dict)
+    skipped: Mapping[str, str] = field(default_factory=dict[str, str])
     """Arms that this machine has not got what for, and why."""
-    limits: Mapping[str, int] = field(default_factory=dict)
+    limits: Mapping[str, int] = field(default_factory=dict[str, int])
     """Arms that are measured with the first seeds alone, and with how many of them."""
-    keys: Mapping[str, str] = field(default_factory=dict)
+    keys: Mapping[str, str] = field(default_factory=dict[str, str])
     """What the records of an arm depend on besides the seed, as a short name. Only arms that have one are kept: a
     duration of yesterday says nothing about today."""
     jobs: int = 1
@@ -101,10 +101,12 @@ def measure(
 
 
 Run = Callable[[int, str], tuple[Record, bool]]
+"""Seed and arm to the record, and whether it was kept from an earlier time."""
+Turn = tuple[int, str, Callable[[], tuple[Record, bool]]]
 
 
 @contextmanager
-def _started(bench: Bench, run: Run) -> Iterator[Iterator[tuple[int, str, Callable[[], tuple[Record, bool]]]]]:
+def _started(bench: Bench, run: Run) -> Generator[Iterator[Turn]]:
     """Each turn with what gives its result: run when it is asked for, or `jobs` at once. Where one fails, no further
     one is begun."""
     if bench.jobs == 1:

@@ -32,7 +32,7 @@ ARMS: Mapping[str, Overlay] = {
     "aepo": ("algorithms/aepo.toml", *_PROBE, _TAU),
     "tree_grpo": ("algorithms/tree_grpo.toml",),
     "ours_blind": (*_THRIFTY, f"rollout.branching={{kind='uniform', rate={BLIND_RATE}, initial=1}}", *_PROBE),
-    "ours_m8": (*_THRIFTY, _TAU, "rollout.size=8"),
+    "ours_m4": (*_THRIFTY, _TAU, "rollout.size=4"),
     "chain_m4": ("algorithms/grpo.toml", "rollout.size=4"),
 }
 """The last three tell what `ours` owes to entropy, and what smaller groups do by themselves."""

@@ -37,9 +37,12 @@ JOBS = 2
 """A run takes turns between sampling and learning, so it keeps one core busy."""
 
 
-def benches(folder: Path, *, is_quick: bool, seeds: int = SEEDS, jobs: int = JOBS) -> Sequence[Bench]:
-    """The headline without reuse of results, and behind it the same with it. `folder` keeps the runs and the model they
-    start from; `seeds` are those of `chain` and `ours`."""
+def benches(
+    folder: Path, *, is_quick: bool, kept: Path | None = None, seeds: int = SEEDS, jobs: int = JOBS
+) -> Sequence[Bench]:
+    """The headline without reuse of results, and behind it the same with it. `kept`, or else `folder`, keeps the runs
+    and the model they start from; `seeds` are those of `chain` and `ours`."""
+    folder = folder if kept is None else kept
     if is_quick:
         return (_part(folder, extra=QUICK, arms=(BASE, OURS), seeds=1, other_seeds=1, jobs=jobs),)
     return (

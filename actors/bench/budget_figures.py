@@ -6,13 +6,16 @@ from statistics import median
 from typing import NamedTuple
 
 from actors.bench.bench import Record, Records
-from actors.bench.budget_curves import Cost, Middle, curve_of, mean_success, middle, spent_to_reach
+from actors.bench.budget_curves import NOT_REACHED, Cost, Middle, curve_of, mean_success, middle, spent_to_reach
 
 BASE = "chain"
 """GRPO: what the others are compared with."""
 OURS = "ours"
 ENTROPY, BLIND = "arpo", "uniform"
 OURS_BLIND = "ours_blind"
+SMALL = ("ours_m4", "chain_m4")
+LEVELS = (0.6, 0.7, 0.8, 0.9, 0.95)
+"""Success, on the way: near its end a curve is flat, and a question more or less moves where it arrives."""
 UNKNOWN = Middle(math.nan, math.nan, math.nan)
 
 
@@ -22,7 +25,7 @@ class Comparison(NamedTuple):
     arm: str
     num_seeds: int
     spent: Middle
-    """To reach the success at which `chain` ended with the same seed."""
+    """To be as good as `chain` was in the end, with the same seed; or as good as was asked for."""
     ratio: Middle
     """Of that to what `chain` had spent when it first was there."""
     num_censored: int
@@ -33,16 +36,22 @@ class Comparison(NamedTuple):
     """All that a run spent, by the median."""
 
 
-def compare(records: Records, arm: str, cost: Cost, *, base: str = BASE) -> Comparison | None:
-    """None where there is nothing to be compared: no pair, or a `chain` that never learned anything."""
+def compare(
+    records: Records, arm: str, cost: Cost, *, level: float | None = None, base: str = BASE
+) -> Comparison | None:
+    """`level` asks for that success, instead of the one at which the `base` ended with the same seed.
+
+    None where there is nothing to be compared: no pair, or a `base` that never got there, or was there untrained.
+    """
     pairs = list(zip(records.get(arm, ()), records.get(base, ()), strict=False))
     spent: list[float] = []
     ratios: list[float] = []
     for record, chain in pairs:
         own, other = curve_of(record, cost), curve_of(chain, cost)
-        needed = spent_to_reach(other, other.end)
-        if needed > 0:
-            spent.append(spent_to_reach(own, other.end))
+        target = other.end if level is None else level
+        needed = spent_to_reach(other, target)
+        if 0 < needed < NOT_REACHED:
+            spent.append(spent_to_reach(own, target))
             ratios.append(spent[-1] / needed)
     if not ratios:
         return None
@@ -79,8 +88,12 @@ def figures(records: Records, *, prefix: str = "") -> dict[str, float]:
         if records.get(OURS) and records.get(BASE):
             ours = compare(records, OURS, cost)
             ratio = UNKNOWN if ours is None else ours.ratio
-            found[f"{name}_ratio_vs_grpo"] = ratio.value
-            found |= {f"{name}_ratio_ci_low": ratio.low, f"{name}_ratio_ci_high": ratio.high}
+            found |= named(f"{name}_ratio", ratio, suffix="_vs_grpo")
+    for level in LEVELS:
+        if (on_the_way := compare(records, OURS, "executed", level=level)) is not None:
+            found[f"calls_ratio_at_{100 * level:.0f}"] = on_the_way.ratio.value
+    if (small := compare(records, SMALL[0], "executed", base=SMALL[1])) is not None:
+        found |= named("calls_ratio_small_groups", small.ratio)
     if ours := compare(records, OURS, "executed"):
         found |= {"num_pairs": float(ours.num_seeds), "num_censored": float(ours.num_censored)}
     for name, arm in (("success_ours", OURS), ("success_grpo", BASE)):
@@ -88,5 +101,10 @@ def figures(records: Records, *, prefix: str = "") -> dict[str, float]:
             found[name] = median(record["success"] for record in records[arm])
     for name, pair in (("entropy_minus_uniform", (ENTROPY, BLIND)), ("ours_minus_blind", (OURS, OURS_BLIND))):
         if (difference := above(records, *pair)) is not None:
-            found |= {name: difference.value, f"{name}_ci_low": difference.low, f"{name}_ci_high": difference.high}
+            found |= named(name, difference)
     return {f"{prefix}{name}": value for name, value in found.items()}
+
+
+def named(name: str, found: Middle, *, suffix: str = "") -> dict[str, float]:
+    """A median and its interval as figures: `name` with `suffix`, and `name_ci_low` and `name_ci_high`."""
+    return {f"{name}{suffix}": found.value, f"{name}_ci_low": found.low, f"{name}_ci_high": found.high}

@@ -9,7 +9,7 @@ from actors.bench.bench import Record, Records
 from actors.bench.budget_arms import ARMS
 from actors.bench.budget_bench import CACHE_NAME
 from actors.bench.budget_curves import Cost, curve_of
-from actors.bench.budget_figures import BASE, BLIND, ENTROPY, OURS, OURS_BLIND, above, compare
+from actors.bench.budget_figures import BASE, BLIND, ENTROPY, LEVELS, OURS, OURS_BLIND, above, compare
 from actors.quantities import count, percent
 from actors.report.charts import BLUE, FAINT, GREEN, INK, MUTED, OCHRE, RUST, VIOLET, Line, Lines
 from actors.report.plots import draw
@@ -53,7 +53,7 @@ def _section(records: Records, *, key: str, title: str) -> Section:
             )
             for cost in costs
         ],
-        tables=[_table(records)],
+        tables=[_table(records), _levels(records)],
         note="Needed: until an arm was as good as chain with the same seed was in the end; the ratio is to what chain "
         "itself needed to be there first. Medians over seeds, with 95 % intervals by resampling seeds; an interval of "
         "three seeds is little more than their range. Not reached: more than half of the runs ended before.",
@@ -105,6 +105,15 @@ def _table(records: Records) -> Table:
         "tokens needed, of chain's",
     )
     return Table(columns=columns, rows=rows)
+
+
+def _levels(records: Records) -> Table:
+    """What each arm needed on the way, against `chain`."""
+    rows: list[tuple[str, ...]] = []
+    for arm in records:
+        found = [compare(records, arm, "executed", level=level) for level in LEVELS]
+        rows.append((arm, *("" if c is None else f"{_calls(c.spent.value)}; {c.ratio}" for c in found)))
+    return Table(columns=("arm", *(f"calls to {percent(level)}; of chain's" for level in LEVELS)), rows=rows)
 
 
 def _calls(value: float) -> str:

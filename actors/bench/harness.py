@@ -93,12 +93,15 @@ def run_bench(
     """
     if name not in MAKERS:
         raise ConfigError(f"no bench {name!r}: {', '.join(MAKERS)}")
-    makers = MAKERS | {
+    makers: dict[str, Maker] = MAKERS | {
         "prefix": partial(prefix_bench.benches, sglang_python=sglang_python),
         "learner": partial(learner_bench.benches, device=device),
         # What its runs share is worth keeping as well, so it works there.
-        "tool-budget": lambda _, *, is_quick: budget_bench.benches(
-            records / name, is_quick=is_quick, seeds=seeds or budget_bench.SEEDS, jobs=jobs or budget_bench.JOBS
+        "tool-budget": partial(
+            budget_bench.benches,
+            kept=records / name,
+            seeds=seeds or budget_bench.SEEDS,
+            jobs=jobs or budget_bench.JOBS,
         ),
     }
     store = RecordStore(records / name / "records")
