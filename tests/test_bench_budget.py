@@ -1,6 +1,7 @@
 """`arpo bench tool-budget`: what is held equal, how curves are read, what counts as reached, and what intervals say."""
 
 import math
+import threading
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +17,7 @@ from actors.bench.budget_arms import ARMS, CACHED, CONFIG, QUICK
 from actors.bench.budget_bench import benches
 from actors.bench.budget_curves import Curve, curve_of, mean_success, middle, monotone, spent_to_reach
 from actors.bench.budget_figures import above, compare, figures
-from actors.bench.budget_run import record_of, train_once
+from actors.bench.budget_run import Leash, record_of, train_once
 from actors.bench.budget_sections import sections
 from actors.config import Config
 from engine.config import differences
@@ -247,14 +248,26 @@ def test_a_record_sums_what_was_spent_up_to_each_measurement() -> None:
 
 
 def test_a_run_that_fails_is_an_error_with_the_end_of_its_output(tmp_path: Path) -> None:
-    with pytest.raises(LearnerError, match=r"exit code 2(.|\n)*unknown field `stepps`"):
-        train_once(CONFIG, ["train.stepps=3"], folder=tmp_path, name="wrong")
+    with Leash() as leash, pytest.raises(LearnerError, match=r"exit code 2(.|\n)*unknown field `stepps`"):
+        train_once(CONFIG, ["train.stepps=3"], folder=tmp_path, name="wrong", leash=leash)
 
 
 @pytest.mark.real
 def test_a_run_that_hangs_is_ended_behind_its_deadline(tmp_path: Path) -> None:
-    with pytest.raises(StalledError, match=r"did not end within 0.5 s"):
-        train_once(CONFIG, QUICK, folder=tmp_path, name="slow", limit_s=0.5)
+    with Leash() as leash, pytest.raises(StalledError, match=r"did not end within 0.5 s"):
+        train_once(CONFIG, QUICK, folder=tmp_path, name="slow", leash=leash, limit_s=0.5)
+
+
+@pytest.mark.real
+def test_runs_end_when_their_leash_is_cut(tmp_path: Path) -> None:
+    leash = Leash()
+    cut = threading.Timer(1.0, leash.cut)
+    cut.start()
+    try:
+        with pytest.raises(LearnerError, match="ended with exit code"):
+            train_once(CONFIG, QUICK, folder=tmp_path, name="cut", leash=leash, limit_s=60)
+    finally:
+        cut.join()
 
 
 @pytest.mark.real

@@ -1,5 +1,6 @@
 """Records of a bench: kept by arm, key and seed, so that an interrupted bench goes on and a changed arm begins anew."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -112,6 +113,28 @@ def test_where_a_run_fails_no_further_one_is_begun() -> None:
     with pytest.raises(LearnerError):
         run(runs.bench("a", repetitions=50, jobs=1), None)
     assert len(runs.begun) == 1
+
+
+def test_where_one_of_several_runs_fails_the_others_are_ended() -> None:
+    stopped = threading.Event()
+
+    def fails(seed: int) -> Record:
+        raise LearnerError("out of memory")
+
+    def waits(seed: int) -> Record:
+        assert stopped.wait(30), "nobody ended it"
+        raise LearnerError("ended")
+
+    bench = Bench(
+        name="x",
+        arms={"a": fails, "b": waits},
+        repetitions=9,
+        figures=lambda records: {},
+        jobs=2,
+        stop=stopped.set,
+    )
+    with pytest.raises(LearnerError, match="out of memory"):
+        run(bench, None)
 
 
 def test_points_of_curves_are_read_by_x_and_left_out_of_tables() -> None:

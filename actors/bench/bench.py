@@ -40,6 +40,8 @@ class Bench:
     """Runs at once; more than one only where no duration is a figure."""
     prepare: Callable[[Callable[[str], None]], None] = field(default=lambda say: None)
     """Makes what all runs need, before the first one, and says so; not called where every record is kept already."""
+    stop: Callable[[], None] = field(default=lambda: None)
+    """Ends the runs that are under way, and gives back what `prepare` took: in the end, however that comes."""
 
     @property
     def turns(self) -> list[tuple[int, str]]:
@@ -88,15 +90,18 @@ def measure(
             store.put(arm, key=bench.keys[arm], seed=seed, record=record)
         return record, False
 
-    if any(kept_of(seed, arm) is None for seed, arm in bench.turns):
-        bench.prepare(on_progress)
-    with _started(bench, run) as results:
-        for seed, arm, result in results:
-            record, is_kept = result()
-            records[arm].append(record)
-            facts = "  ".join(f"{key} {value:.4g}" for key, value in record.items() if "@" not in key)
-            kept = "  (kept)" if is_kept else ""
-            on_progress(f"{bench.name} {seed + 1}/{bench.repetitions}  {arm}: {facts}{kept}")
+    try:
+        if any(kept_of(seed, arm) is None for seed, arm in bench.turns):
+            bench.prepare(on_progress)
+        with _started(bench, run) as results:
+            for seed, arm, result in results:
+                record, is_kept = result()
+                records[arm].append(record)
+                facts = "  ".join(f"{key} {value:.4g}" for key, value in record.items() if "@" not in key)
+                kept = "  (kept)" if is_kept else ""
+                on_progress(f"{bench.name} {seed + 1}/{bench.repetitions}  {arm}: {facts}{kept}")
+    finally:
+        bench.stop()
     return records
 
 
@@ -117,8 +122,12 @@ def _started(bench: Bench, run: Run) -> Generator[Iterator[Turn]]:
         begun: list[tuple[int, str, Future[tuple[Record, bool]]]]
         begun = [(seed, arm, pool.submit(run, seed, arm)) for seed, arm in bench.turns]
         yield ((seed, arm, future.result) for seed, arm, future in begun)
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        bench.stop()
+        raise
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown()
 
 
 def arm_report(records: list[Record]) -> ArmReport:

@@ -20,7 +20,7 @@ import msgspec
 from actors.bench.bench import Bench, Record
 from actors.bench.budget_arms import ARMS, CACHED, CONFIG, QUICK
 from actors.bench.budget_figures import BASE, OURS, figures
-from actors.bench.budget_run import train_once
+from actors.bench.budget_run import Leash, train_once
 from actors.config import Config, RunConfig
 from actors.materials import materialise
 from actors.runtime import LocalRuntime
@@ -73,6 +73,7 @@ def _part(
         ),
         jobs=jobs,
         prepare=runs.prepare,
+        stop=runs.stop,
     )
 
 
@@ -83,23 +84,32 @@ class Runs:
         """`extra` is laid over every arm."""
         self._folder = folder
         self._extra = tuple(extra)
+        self._leash: Leash | None = None
 
     def key(self, arm: str) -> str:
         """What stands for the whole configuration of an arm: not where it lies, and not its seed."""
         return digest(msgspec.structs.replace(self._config(arm), run=RunConfig()))
 
     def prepare(self, say: Callable[[str], None]) -> None:
-        """Make the model that all runs start from, unless it is there."""
+        """Make the model that all runs start from, unless it is there; before the first `run`."""
+        self._leash = Leash()
         say(f"the model that all runs start from: made once, in {self._folder / 'made'}")
         say(f"it is {self.model}")
 
     def run(self, arm: str, seed: int) -> Record:
         """One training run to its end."""
+        assert self._leash is not None, "prepared"
         start = ["sft=", "model=", "model.kind=hf", f"model.path={self.model}"]
         # The seed draws every token, and with them which prompts are trained on; so does the order of the prompts.
         start += [f"run.seed={seed}", f"data.shuffle_seed={seed}"]
         name = f"{arm}-{self.key(arm)}-{seed}"
-        return train_once(CONFIG, (*ARMS[arm], *self._extra, *start), folder=self._folder, name=name)
+        overlay = (*ARMS[arm], *self._extra, *start)
+        return train_once(CONFIG, overlay, folder=self._folder, name=name, leash=self._leash)
+
+    def stop(self) -> None:
+        """End the runs that are under way. They go on where they were when they are asked for again."""
+        if self._leash is not None:
+            self._leash.cut()
 
     @cached_property
     def model(self) -> str:
