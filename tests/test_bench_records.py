@@ -161,7 +161,7 @@ def test_a_page_needs_nothing_but_itself_and_escapes_what_it_sets() -> None:
     text = page([found])
     assert "x&lt;y" in text
     assert "d was not run: no &lt;GPU&gt;." in text
-    assert "<td>ratio</td><td>0.500</td>" in text
+    assert "<td>ratio</td><td>0.5</td>" in text
     assert text.count("<svg") == 1, "one plot for what both arms have"
     assert "http" not in text.replace("http://www.w3.org", "")
     assert "<script" not in text

@@ -44,6 +44,7 @@ def _section(records: Records, *, key: str, title: str) -> Section:
                         lines=[_mean_curve(arm, found, cost) for arm, found in records.items()],
                         x_label=LABELS[cost],
                         y_label="greedy success on held-out questions",
+                        is_share=True,
                     ),
                     name=f"{key}-{cost}",
                     alt=f"Success by {LABELS[cost]}, for each arm",
@@ -112,8 +113,8 @@ def _levels(records: Records) -> Table:
     rows: list[tuple[str, ...]] = []
     for arm in records:
         found = [compare(records, arm, "executed", level=level) for level in LEVELS]
-        rows.append((arm, *("" if c is None else f"{_calls(c.spent.value)}; {c.ratio}" for c in found)))
-    return Table(columns=("arm", *(f"calls to {percent(level)}; of chain's" for level in LEVELS)), rows=rows)
+        rows.append((arm, *("" if c is None else str(c.ratio) for c in found)))
+    return Table(columns=("of chain's calls, to", *(f"{100 * level:.0f} %" for level in LEVELS)), rows=rows)
 
 
 def _calls(value: float) -> str:

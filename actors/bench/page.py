@@ -8,6 +8,7 @@ from pathlib import Path
 from actors.bench import budget_sections
 from actors.bench.bench import Records
 from actors.bench.harness import BenchReport
+from actors.quantities import quantity
 from actors.report.charts import COLOURS, Bar, Bars
 from actors.report.plots import draw
 from actors.report.section import Figure, Section, Table, number
@@ -42,7 +43,7 @@ def _sections(report: BenchReport) -> list[Section]:
 
 
 def _figures(report: BenchReport) -> Section:
-    rows = [(name, number(value)) for name, value in report.figures.items()]
+    rows = [(name, quantity(name, value)) for name, value in report.figures.items()]
     skipped = [f"{arm} was not run: {reason}." for arm, reason in report.skipped.items()]
     return Section(
         key=f"{report.bench}-figures",
