@@ -122,12 +122,18 @@ def test_the_mean_height_of_a_curve_lies_between_its_ends(found: list[float], up
 # -- intervals --------------------------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.floats(0.1, 10), min_size=1, max_size=9))
+@given(st.lists(st.floats(0.1, 10), min_size=3, max_size=9))
 def test_an_interval_holds_the_median_and_scales(found: list[float]) -> None:
     one, ten = middle(found), middle([10 * value for value in found])
     assert min(found) <= one.low <= one.value <= one.high <= max(found)
     assert np.isclose(one.value, np.median(found))
     assert np.allclose(ten, [10 * x for x in one])
+
+
+def test_two_seeds_have_no_interval() -> None:
+    assert middle([0.2, 0.4]).value == pytest.approx(0.3)
+    assert not middle([0.2, 0.4]).has_interval
+    assert str(middle([0.25])) == "0.25"
 
 
 @pytest.mark.parametrize(("num_censored", "is_known"), [(0, True), (3, True), (4, False), (8, False)])
@@ -201,9 +207,10 @@ def test_entropy_minus_uniform_has_its_sign_and_is_taken_at_equal_calls() -> Non
 
 def test_the_page_says_what_was_reached_and_by_whom() -> None:
     records = {
-        "chain": [run_of(0.4, 0.6, 0.8)] * 2,
-        "ours": [run_of(0.4, 0.8, calls=50)] * 2,
-        "dapo": [run_of(0.4, 0.5)] * 2,
+        "chain": [run_of(0.4, 0.6, 0.8)] * 3,
+        "ours": [run_of(0.4, 0.8, calls=50)] * 3,
+        "dapo": [run_of(0.4, 0.5)] * 3,
+        "ours_blind": [run_of(0.4, 0.6, calls=50)],
     }
     found = sections({**records, "chain+cache": records["chain"]})
     assert [section.key for section in found] == ["calls", "calls-cache"]
@@ -211,7 +218,8 @@ def test_the_page_says_what_was_reached_and_by_whom() -> None:
         found[0].sentences
     )
     rows = {row[0]: row for row in found[0].tables[0].rows}
-    assert rows["dapo"][5:8] == ("not reached", "not reached (not reached to not reached)", "2 of 2")
+    assert rows["dapo"][5:8] == ("not reached", "not reached (not reached to not reached)", "3 of 3")
+    assert found[0].sentences[-1].endswith("(ours_blind), by too few seeds for an interval.")
     assert len(found[0].figures) == 2
 
 

@@ -19,6 +19,7 @@ Cost = Literal["executed", "requested", "tokens"]
 NOT_REACHED = math.inf
 """Censored: a run ended before it got there. A median over seeds stands where less than half of them are."""
 NUM_RESAMPLES = 10_000
+MIN_SEEDS = 3
 SEED = 20250728
 
 
@@ -92,20 +93,29 @@ class Middle(NamedTuple):
     low: float
     high: float
 
+    @property
+    def has_interval(self) -> bool:
+        return not math.isnan(self.low)
+
     def __str__(self) -> str:
-        return f"{_short(self.value)} ({_short(self.low)} to {_short(self.high)})"
+        return _short(self.value) + (f" ({_short(self.low)} to {_short(self.high)})" if self.has_interval else "")
 
 
 def middle(values: Sequence[float]) -> Middle:
     """Median and percentile interval. The seeds of a pair are resampled together: `values` are one number a pair.
 
+    Fewer than three come without an interval, which is NaN: one or two say nothing about the next.
+
     >>> middle([0.5, 0.5, 0.5])
     Middle(value=0.5, low=0.5, high=0.5)
     """
+    value = float(_median(np.asarray(values)[None])[0])
+    if len(values) < MIN_SEEDS:
+        return Middle(value, math.nan, math.nan)
     drawn = np.asarray(values)[np.random.default_rng(SEED).integers(len(values), size=(NUM_RESAMPLES, len(values)))]
     # A quantile that is one of the medians: between a number and infinity there is nothing to interpolate.
     low, high = np.quantile(_median(drawn), (0.025, 0.975), method="inverted_cdf")
-    return Middle(float(_median(np.asarray(values)[None])[0]), float(low), float(high))
+    return Middle(value, float(low), float(high))
 
 
 def _median(values_BN: Float64) -> Float64:

@@ -8,7 +8,7 @@ import numpy as np
 from actors.bench.bench import Record, Records
 from actors.bench.budget_arms import ARMS
 from actors.bench.budget_bench import CACHE_NAME
-from actors.bench.budget_curves import Cost, curve_of
+from actors.bench.budget_curves import Cost, Middle, curve_of
 from actors.bench.budget_figures import BASE, BLIND, ENTROPY, LEVELS, OURS, OURS_BLIND, above, compare
 from actors.quantities import count, percent
 from actors.report.charts import BLUE, FAINT, GREEN, INK, MUTED, OCHRE, RUST, VIOLET, Line, Lines
@@ -141,10 +141,15 @@ def _entropy(records: Records) -> list[str]:
     for name, (one, other) in pairs.items():
         if (found := above(records, one, other)) is None:
             continue
-        said = f"{number(100 * found.value)} points ({number(100 * found.low)} to {number(100 * found.high)})"
-        verdict = "no difference" if found.low <= 0 <= found.high else "a difference"
         told.append(
-            f"At equal executed calls {name} lies {said} above the same with blind forks at the same rate ({other}): "
-            f"{verdict} that these seeds can tell."
+            f"At equal executed calls {name} lies {number(100 * found.value)} points above the same with blind forks "
+            f"at the same rate ({other}), {_verdict(found)}."
         )
     return told
+
+
+def _verdict(found: Middle) -> str:
+    if not found.has_interval:
+        return "by too few seeds for an interval"
+    between = f"{number(100 * found.low)} to {number(100 * found.high)}"
+    return f"{between}: {'no ' if found.low <= 0 <= found.high else 'a '}difference that these seeds can tell"
