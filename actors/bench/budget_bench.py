@@ -2,9 +2,9 @@
 
 | figure                     | what it is                                                                             |
 |----------------------------|----------------------------------------------------------------------------------------|
-| `calls_ratio_vs_grpo`      | executed calls until `ours` is as good as `chain` is in the end, by those of `chain`    |
-| `tokens_ratio_vs_grpo`     | the same in sampled tokens; `requested_calls_ratio_vs_grpo` in calls that were asked for |
-| `calls_ratio_at_90`        | until both were at 90 %; without an interval, as for 60, 70, 80 and 95                  |
+| `calls_ratio_vs_grpo`      | executed calls until `ours` is as good as `chain` is in the end, by those of `chain`   |
+| `tokens_ratio_vs_grpo`     | the same in sampled tokens; `requested_calls_...`: in calls that were asked for        |
+| `calls_ratio_at_90`        | until both were at 90 %; without an interval, as for 60, 70, 80 and 95                 |
 | `calls_ratio_small_groups` | the first one, with M = 4 in both                                                       |
 | `success_ours`, `..._grpo` | greedy, on held-out questions, at the end of a run                                      |
 | `entropy_minus_uniform`    | mean height of the curve of `arpo` above that of `uniform`, at equal executed calls     |
