@@ -5,10 +5,10 @@
 | `calls_ratio_vs_grpo`      | executed calls until `ours` is as good as `chain` is in the end, by those of `chain`   |
 | `tokens_ratio_vs_grpo`     | the same in sampled tokens; `requested_calls_...`: in calls that were asked for        |
 | `calls_ratio_at_90`        | until both were at 90 %; without an interval, as for 60, 70, 80 and 95                 |
-| `calls_ratio_small_groups` | the first one, with M = 4 in both                                                       |
-| `success_ours`, `..._grpo` | greedy, on held-out questions, at the end of a run                                      |
-| `entropy_minus_uniform`    | mean height of the curve of `arpo` above that of `uniform`, at equal executed calls     |
-| `ours_minus_blind`         | the same of `ours` and of `ours_blind`                                                  |
+| `calls_ratio_small_groups` | the first one, with M = 4 in both                                                      |
+| `success_ours`, `..._grpo` | greedy, on held-out questions, at the end of a run                                     |
+| `entropy_minus_uniform`    | mean height of the curve of `arpo` above that of `uniform`, at equal executed calls    |
+| `ours_minus_blind`         | the same of `ours` and of `ours_blind`                                                 |
 
 Each with `..._ci_low` and `..._ci_high`; medians over seeds, with which both arms of a pair were run. `cached_...` is
 the same with results that are used again. docs/benchmarks.md says what is held equal, and how to read the table.
