@@ -34,8 +34,11 @@ ARMS: Mapping[str, Overlay] = {
     "ours_blind": (*_THRIFTY, f"rollout.branching={{kind='uniform', rate={BLIND_RATE}, initial=1}}", *_PROBE),
     "ours_m4": (*_THRIFTY, _TAU, "rollout.size=4"),
     "chain_m4": ("algorithms/grpo.toml", "rollout.size=4"),
+    "ours_fixed": (*_THRIFTY, _TAU, "train.deterministic=true"),
+    "chain_fixed": ("algorithms/grpo.toml", "train.deterministic=true"),
 }
-"""The last three tell what `ours` owes to entropy, and what smaller groups do by themselves."""
+"""Those behind `tree_grpo` tell what `ours` owes to entropy, what smaller groups do by themselves, and what it is worth
+where a group without a signal is not replaced by another one."""
 
 QUICK: Overlay = (
     "world.num_sft=400",

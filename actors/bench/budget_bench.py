@@ -6,6 +6,7 @@
 | `tokens_ratio_vs_grpo`     | the same in sampled tokens; `requested_calls_...`: in calls that were asked for        |
 | `calls_ratio_at_90`        | until both were at 90 %; without an interval, as for 60, 70, 80 and 95                 |
 | `calls_ratio_small_groups` | the first one, with M = 4 in both                                                      |
+| `..._fixed_cohorts`        | the first one, with no group replaced in either                                        |
 | `success_ours`, `..._grpo` | greedy, on held-out questions, at the end of a run                                     |
 | `entropy_minus_uniform`    | mean height of the curve of `arpo` above that of `uniform`, at equal executed calls    |
 | `ours_minus_blind`         | the same of `ours` and of `ours_blind`                                                 |

@@ -13,7 +13,8 @@ BASE = "chain"
 OURS = "ours"
 ENTROPY, BLIND = "arpo", "uniform"
 OURS_BLIND = "ours_blind"
-SMALL = ("ours_m4", "chain_m4")
+VARIANTS = {"small_groups": ("ours_m4", "chain_m4"), "fixed_cohorts": ("ours_fixed", "chain_fixed")}
+"""`ours` against `chain` with something else in both."""
 LEVELS = (0.6, 0.7, 0.8, 0.9, 0.95)
 """Success, on the way: near its end a curve is flat, and a question more or less moves where it arrives."""
 UNKNOWN = Middle(math.nan, math.nan, math.nan)
@@ -92,15 +93,16 @@ def figures(records: Records, *, prefix: str = "") -> dict[str, float]:
     for level in LEVELS:
         if (on_the_way := compare(records, OURS, "executed", level=level)) is not None:
             found[f"calls_ratio_at_{100 * level:.0f}"] = on_the_way.ratio.value
-    if (small := compare(records, SMALL[0], "executed", base=SMALL[1])) is not None:
-        found |= named("calls_ratio_small_groups", small.ratio)
+    for variant, (ours_too, chain_too) in VARIANTS.items():
+        if (pair := compare(records, ours_too, "executed", base=chain_too)) is not None:
+            found |= named(f"calls_ratio_{variant}", pair.ratio)
     if ours := compare(records, OURS, "executed"):
         found |= {"num_pairs": float(ours.num_seeds), "num_censored": float(ours.num_censored)}
     for name, arm in (("success_ours", OURS), ("success_grpo", BASE)):
         if records.get(arm):
             found[name] = median(record["success"] for record in records[arm])
-    for name, pair in (("entropy_minus_uniform", (ENTROPY, BLIND)), ("ours_minus_blind", (OURS, OURS_BLIND))):
-        if (difference := above(records, *pair)) is not None:
+    for name, arms in (("entropy_minus_uniform", (ENTROPY, BLIND)), ("ours_minus_blind", (OURS, OURS_BLIND))):
+        if (difference := above(records, *arms)) is not None:
             found |= named(name, difference)
     return {f"{prefix}{name}": value for name, value in found.items()}
 
