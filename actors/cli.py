@@ -159,6 +159,13 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="for learner (default cpu)")
     bench.add_argument("--sglang-python", metavar="FILE", help="for prefix: a Python that has sglang")
     bench.add_argument("--with-trl", action="store_true", help="for end-to-end: install TRL, and run it beside")
+    bench.add_argument("--html", metavar="FILE", help="write a page with plots, which needs nothing but itself")
+    bench.add_argument("--arms", nargs="+", default=[], metavar="ARM", help="only these arms")
+    bench.add_argument("--seeds", type=_positive, metavar="N", help="for tool-budget: pairs of seeds (default 8)")
+    bench.add_argument("--jobs", type=_positive, metavar="N", help="for tool-budget: runs at once (default 2)")
+    bench.add_argument(
+        "--records", default="runs/bench", metavar="DIR", help="where runs are kept that need no repeating (runs/bench)"
+    )
 
 
 def _add_eval(evaluate: argparse.ArgumentParser) -> None:

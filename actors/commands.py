@@ -205,28 +205,17 @@ def _say(line: str) -> None:
 
 def _bench(arguments: argparse.Namespace) -> int:
     from actors.bench import NAMES
-    from actors.bench.harness import run_bench
-    from actors.display import Display
+    from actors.bench_command import bench
 
-    json_file = None if arguments.json is None else _output(arguments.json, option="--json")
-    with Display(Path()) as display:
-        names = NAMES if arguments.name == "all" else (arguments.name,)
-        options = {
-            "is_quick": arguments.quick,
-            "sglang_python": arguments.sglang_python,
-            "device": arguments.device,
-            "overrides": arguments.overrides,
-            "has_trl": arguments.with_trl,
-        }
-        reports = [run_bench(name, on_progress=display.note, **options) for name in names]
-        for report in reports:
-            for arm, found in report.arms.items():
-                display.table(f"{report.bench}: {arm}, {len(found.records)} times, median (min to max)", found.rows)
-            display.table(report.bench, report.figures)
-        display.table("seconds", {report.bench: round(report.wall_s) for report in reports})
-    if json_file is not None:
-        content = reports[0] if len(reports) == 1 else reports
-        json_file.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=2))
+    bench(
+        NAMES if arguments.name == "all" else (arguments.name,),
+        json_file=None if arguments.json is None else _output(arguments.json, option="--json"),
+        html_file=None if arguments.html is None else _output(arguments.html, option="--html"),
+        is_quick=arguments.quick,
+        has_trl=arguments.with_trl,
+        records=Path(arguments.records),
+        **{key: getattr(arguments, key) for key in ("sglang_python", "device", "overrides", "seeds", "jobs", "arms")},
+    )
     return 0
 
 

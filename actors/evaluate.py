@@ -26,6 +26,7 @@ def evaluation_rollout(config: RolloutConfig, *, samples: int, sampling: EvalSam
         size=samples,
         branching=Chain(),
         granting=Paper(),
+        grow="all",
         sampling=replace(config.sampling, **sampling.sampling),
         budget=replace(config.budget, calls_per_cohort=None, calls_per_run=None, leaves_per_cohort=None),
     )

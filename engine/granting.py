@@ -5,6 +5,7 @@ the prefix stays in the radix cache.
 """
 
 from dataclasses import dataclass
+from itertools import cycle, islice
 from typing import Protocol
 
 from engine.config import Fraction, Positive, Section
@@ -65,7 +66,19 @@ class Ranked(Section, frozen=True, tag_field="kind", tag="ranked"):
         return ByRank(window=self.window, fraction=self.fraction, num_proposed=num_proposed)
 
 
-AnyGranting = Paper | Ranked
+class Late(Section, frozen=True, tag_field="kind", tag="late"):
+    """Each tree for itself, when all its paths have ended: the places that are left are dealt out among its wanted
+    forks, one each in turn, behind the latest results first: there a branch has the fewest calls ahead of it.
+
+    Where a fork is wanted depends on what its branches inherit; how many places it gets also on how many others the
+    tree wants, later ones of the same path among them. That moves weight between prefixes, and is not corrected for."""
+
+    def granter(self, *, num_proposed: int = 0) -> Granter:
+        """`num_proposed` counts the proposals to earlier processes."""
+        return Dealer()
+
+
+AnyGranting = Paper | Ranked | Late
 
 
 class FirstCome:
@@ -125,3 +138,34 @@ class ByRank:
         for proposal in chosen:
             del self._pool[proposal]
         return chosen
+
+
+class Dealer:
+    """Granter of `late`.
+
+    >>> def p(observation: int, score: float) -> Proposal:
+    ...     return Proposal(prompt_id="a", path=0, length=9 * observation, observation=observation, score=score)
+    >>> granter = Dealer()
+    >>> [granter.propose(q) for q in (p(1, 0.9), p(2, 0.1), p(2, 0.3))]
+    [[], [], []]
+    >>> [(q.observation, q.score) for q in granter.exhaust("a", room=4)]
+    [(2, 0.3), (2, 0.1), (1, 0.9), (2, 0.3)]
+    """
+
+    def __init__(self) -> None:
+        self._pools: dict[str, list[Proposal]] = {}
+
+    def restore(self, proposal: Proposal, *, place: int) -> None:
+        self.propose(proposal)
+
+    def propose(self, proposal: Proposal) -> list[Proposal]:
+        self._pools.setdefault(proposal.prompt_id, []).append(proposal)
+        return []
+
+    def exhaust(self, prompt_id: str, room: int) -> list[Proposal]:
+        # By path last, so that the order in which paths moved decides nothing.
+        pool = sorted(self._pools.pop(prompt_id, []), key=lambda p: (-p.observation, -p.score, p.path))
+        return list(islice(cycle(pool), room))
+
+    def withdraw(self, prompt_id: str) -> None:
+        self._pools.pop(prompt_id, None)

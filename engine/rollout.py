@@ -31,7 +31,9 @@ from engine.renderer import Renderer
 from engine.rollout_config import RolloutConfig
 from engine.standing import Standing
 from engine.tree import Path, TreeBuilder
-from engine.types import TrajectoryGroup
+from engine.types import RolloutStatus, TrajectoryGroup
+
+FAILED = RolloutStatus.FAILED
 
 
 class TreeRollout:
@@ -125,8 +127,7 @@ class TreeRollout:
 
     @property
     def room(self) -> int:
-        left = self._leaves.left
-        return 0 if left is None else left
+        return 0 if self._is_settled else self._places
 
     def grant(self, proposal: Proposal) -> None:
         """Start the Z branches of a granted proposal, as far as there is room."""
@@ -145,9 +146,9 @@ class TreeRollout:
         before = len(self._tree.paths)
         if self._num_missing:
             self._start_first()
-        elif isinstance(self._config.branching, TreeGrpo):
+        elif isinstance(self._config.branching, TreeGrpo) and self.room:
             self._expand(self._config.branching)
-        else:
+        elif self._config.supplements:
             for _ in range(self.room):
                 self._start(is_supplement=True)
         self._is_done = len(self._tree.paths) == before
@@ -159,7 +160,21 @@ class TreeRollout:
     def _num_missing(self) -> int:
         """First paths that have not started yet."""
         started = sum(path.forked_from < 0 and not path.is_supplement for path in self._tree.paths)
-        return max(min(self._monitor.initial_paths(size=self._config.size) - started, self.room), 0)
+        return max(min(self._monitor.initial_paths(size=self._config.size) - started, self._places), 0)
+
+    @property
+    def _places(self) -> int:
+        """Left under M and the cohort's budget, whatever became of the tree."""
+        left = self._leaves.left
+        return 0 if left is None else left
+
+    @property
+    def _is_settled(self) -> bool:
+        """All paths came to one score, and a tree of which that is so gets no further ones."""
+        if self._config.grow == "all" or self._tree.live_paths or self._num_missing:
+            return False
+        ended = [path.reward.score for path in self._tree.paths if path.reward and path.status is not FAILED]
+        return len(ended) > 1 and len(set(ended)) == 1
 
     def _start_first(self) -> None:
         """The first path goes ahead, so that the prompt is prefilled once; the others follow its first tokens."""

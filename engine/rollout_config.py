@@ -61,6 +61,11 @@ class RolloutConfig(Section, frozen=True):
     """When a path forks."""
     granting: AnyGranting = Paper()
     """Which of the wanted forks get a place."""
+    grow: Literal["all", "mixed"] = "all"
+    """Which trees are grown to M. `mixed`: one whose paths have all come to the same score when the last of them ends
+    stays as it is, and costs no more; one that shows a difference gets the rest of its places."""
+    supplements: bool = True
+    """Fill a tree up to M with fresh paths where no further fork is wanted; else it ends with fewer trajectories."""
     sampling: SamplingConfig = SamplingConfig()
     budget: BudgetConfig = BudgetConfig()
     stream_interval: Positive = 32

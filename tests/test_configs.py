@@ -76,7 +76,7 @@ def test_every_preset_can_be_laid_over_every_shipped_configuration(path: Path, p
 def test_a_preset_says_what_its_algorithm_is_and_nothing_else(preset: Path) -> None:
     said = tomllib.loads(preset.read_text())
     assert set(said) <= {"learner", "rollout"}
-    assert set(said.get("rollout", {})) <= {"branching"}
+    assert set(said.get("rollout", {})) <= {"branching", "granting", "grow", "supplements"}
     algorithm = {"advantage", "overlong", "loss", "kl", "entropy_coef", "correction", "rejections", "normalisation"}
     assert set(said["learner"]) <= algorithm | {"leaf_weighting"}
     assert preset.read_text().startswith("# ")

@@ -1,9 +1,11 @@
 """Granting: first come or by rank; a proposal is granted at most once, and the best ones first."""
 
+from random import Random
+
 import hypothesis.strategies as st
 from hypothesis import given
 
-from engine.granting import FirstCome, Paper, Proposal, Ranked
+from engine.granting import FirstCome, Late, Paper, Proposal, Ranked
 
 
 def proposal(name: str, score: float, *, path: int = 0, observation: int = 1) -> Proposal:
@@ -86,3 +88,34 @@ def test_a_restored_ranking_grants_what_the_old_one_would_have(scores: list[floa
         if one not in granted:
             again.restore(one, place=place)
     assert [again.propose(one) for one in proposals[stop:]] == [whole.propose(one) for one in proposals[stop:]]
+
+
+def test_late_grants_nothing_while_a_tree_lives_and_then_deals_the_places_out_latest_results_first() -> None:
+    granter = Late().granter()
+    first, last = proposal("a", 0.9, observation=1), proposal("a", 0.1, observation=3)
+    other = proposal("b", 0.9, observation=3)
+    assert [granter.propose(p) for p in (first, last, other)] == [[], [], []]
+    assert granter.exhaust("a", room=3) == [last, first, last]
+    assert granter.exhaust("a", room=3) == []
+    granter.withdraw("b")
+    assert granter.exhaust("b", room=3) == []
+
+
+@given(
+    where=st.lists(st.tuples(st.integers(1, 4), st.floats(0, 1)), min_size=1, max_size=20),
+    room=st.integers(0, 40),
+    seed=st.integers(0, 9),
+)
+def test_late_depends_on_no_order_and_deals_evenly(where: list[tuple[int, float]], room: int, seed: int) -> None:
+    proposals = [proposal("a", score, path=i, observation=n) for i, (n, score) in enumerate(where)]
+    shuffled = Random(seed).sample(proposals, k=len(proposals))
+    granter, other = Late().granter(), Late().granter()
+    for one, two in zip(proposals, shuffled, strict=True):
+        granter.propose(one)
+        other.restore(two, place=1)  # what a resumed run does
+    granted = granter.exhaust("a", room=room)
+    assert granted == other.exhaust("a", room=room)
+    assert len(granted) == room
+    counts = [granted.count(p) for p in sorted(proposals, key=lambda p: (-p.observation, -p.score))]
+    assert max(counts) - min(counts) <= 1
+    assert counts == sorted(counts, reverse=True), "what is left over goes to the latest"

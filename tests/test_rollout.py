@@ -15,7 +15,7 @@ from engine.cohort import Cohort
 from engine.errors import GeneratorError
 from engine.events import AnyTreeEvent, ForkConsidered, Forked, TokensSampled, ToolFinished
 from engine.faults import FaultyGenerator
-from engine.granting import Paper, Proposal, Ranked
+from engine.granting import Late, Paper, Proposal, Ranked
 from engine.inference.scripted import Script, ScriptedGenerator, random_script
 from engine.interfaces import Generator
 from engine.renderer import RendererConfig, make_renderer
@@ -224,6 +224,54 @@ def test_missing_trajectories_start_together(tokenizer: HfTokenizer) -> None:
     assert group.num_forks == 0
     supplements = [i for i, e in enumerate(bench.events) if getattr(e, "is_supplement", False)]
     assert supplements == list(range(supplements[0], supplements[0] + 5))
+
+
+def test_late_forks_wait_for_the_end_of_all_paths_and_share_the_places_that_are_left(tokenizer: HfTokenizer) -> None:
+    settings = RolloutConfig(
+        size=6,
+        branching=Arpo(initial=2, probe_tokens=2, fork_at="tool_result"),
+        granting=Late(),
+        stream_interval=2,
+    )
+    # Unsure behind the last two of three results.
+    levels = [1.0, 1.0, 2.0, 2.0]
+    bench = Bench(tokenizer, searching(tokenizer, turns=3, level=lambda turn: levels[turn]), config=settings)
+    group = bench.run()
+    kinds = [type(e).__name__ for e in bench.events]
+    assert kinds.index("Forked") > [i for i, name in enumerate(kinds) if name == "PathEnded"][1]
+    forks = [e for e in bench.events if isinstance(e, Forked)]
+    behind = [[mark.length for mark in bench.tree.paths[e.path].marks].index(e.length) + 1 for e in forks]
+    assert behind == [3, 3, 2, 2]
+    assert group.num_tool_calls_executed == 6 + 2, "a branch behind the last result makes no call"
+    check_token_fidelity(group, bench)
+
+
+@pytest.mark.parametrize(("is_filled", "num_paths"), [(True, 6), (False, 1)])
+def test_a_tree_without_wanted_forks_is_filled_up_where_that_is_asked_for(
+    tokenizer: HfTokenizer, is_filled: bool, num_paths: int
+) -> None:
+    settings = RolloutConfig(
+        size=6, branching=Arpo(initial=1, probe_tokens=2), granting=Late(), supplements=is_filled, stream_interval=2
+    )
+    bench = Bench(tokenizer, searching(tokenizer, level=lambda turn: 1.0), config=settings)
+    assert len(bench.run().trajectories) == num_paths
+
+
+@pytest.mark.parametrize(("scores", "num_paths"), [([1.0, 1.0, 0.0], 2), ([1.0, 0.0, 0.0], 6)])
+@pytest.mark.parametrize(
+    "branching",
+    [Arpo(initial=2, probe_tokens=2), TreeGrpo(initial=2, expand=2)],
+    ids=["supplements", "expansions"],
+)
+def test_a_tree_whose_first_paths_came_to_one_score_gets_no_more_of_them(
+    tokenizer: HfTokenizer, branching: AnyBranching, scores: list[float], num_paths: int
+) -> None:
+    settings = RolloutConfig(size=6, branching=branching, grow="mixed", stream_interval=2)
+    rewards = [msgspec.json.encode(Reward(score=score)).decode() for score in scores]
+    answers: dict[str, object] = {"search": "two", "reward": rewards}
+    bench = Bench(tokenizer, searching(tokenizer), config=settings, answers=answers)
+    group = bench.run()
+    assert len(group.trajectories) == num_paths
 
 
 def test_leaves_and_calls_never_exceed_their_budgets(tokenizer: HfTokenizer) -> None:

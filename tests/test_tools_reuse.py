@@ -61,6 +61,18 @@ def test_equal_calls_that_overlap_cause_one_execution() -> None:
     run_virtual(main())
 
 
+def test_without_reuse_every_call_runs_also_where_there_is_a_cache() -> None:
+    counting = Counting(is_pure=True)
+
+    async def main() -> None:
+        async with Executor([counting.tool], cache=MemoryCache(max_bytes=1000), reuses=False) as executor:
+            pair = await asyncio.gather(executor.call(ask()), executor.call(ask()))
+            results = [*pair, await executor.call(ask())]
+            assert facts(results) == [("q 1", "executed"), ("q 2", "executed"), ("q 3", "executed")]
+
+    run_virtual(main())
+
+
 def test_a_shared_failure_is_shared_and_not_remembered() -> None:
     counting = Counting("raises", is_pure=True)
 

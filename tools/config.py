@@ -49,6 +49,8 @@ class RewardConfig(Section, frozen=True):
 class CacheConfig(Section, frozen=True):
     """Results of earlier calls, used again where a tool declares that equal calls have equal results."""
 
+    reuse: bool = True
+    """False runs every call, also one that equals another that is under way: for measuring what calls cost."""
     memory_mib: NonNegative = 64
     """0 keeps nothing in memory."""
     file: str = ""
@@ -105,7 +107,8 @@ def build_executor(config: ToolsConfig, *, tools: Sequence[Tool] = (), reward: T
     return Executor(
         [*configured, judge],
         max_result_chars=config.max_result_chars,
-        cache=_cache(config.cache, configured),
+        cache=_cache(config.cache, configured) if config.cache.reuse else None,
+        reuses=config.cache.reuse,
         breaker_threshold=config.breaker.failures,
         breaker_pause_s=config.breaker.pause_s,
     )

@@ -57,11 +57,13 @@ class Executor:
         *,
         max_result_chars: int = DEFAULT_MAX_RESULT_CHARS,
         cache: CallCache | None = None,
+        reuses: bool = True,
         breaker_threshold: int = DEFAULT_THRESHOLD,
         breaker_pause_s: float = DEFAULT_PAUSE_S,
         rng: random.Random | None = None,
     ) -> None:
         """`max_result_chars` binds visible tools: what a model does not read is never cut. `rng` spreads retries.
+        Without `reuses` equal calls are as many executions.
 
         Raises `ConfigError` for two tools of one name.
         """
@@ -78,6 +80,7 @@ class Executor:
         self._lanes = {tool.name: self._lanes[tool.name] for tool in tools}
         self._max_result_chars = max_result_chars
         self._cache = cache
+        self._reuses = reuses
         self._flights: Flights[ToolResult] = Flights()
         self._num_unknown = 0
         self._num_malformed = 0
@@ -161,7 +164,8 @@ class Executor:
     async def _answer(
         self, lane: Lane, arguments: dict[str, Any], history: Sequence[ToolCall], precedence: Precedence
     ) -> ToolResult:
-        key = call_key(lane.tool, arguments, history=history) if lane.tool.visible else None
+        may_reuse = self._reuses and lane.tool.visible
+        key = call_key(lane.tool, arguments, history=history) if may_reuse else None
         if key is None:
             return await lane.execute(arguments, precedence=precedence)
         result, is_shared = await self._flights.join(

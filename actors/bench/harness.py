@@ -5,6 +5,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +15,7 @@ import msgspec
 
 from actors.bench import (
     async_bench,
+    budget_bench,
     control_bench,
     decode_bench,
     end_to_end_bench,
@@ -25,6 +27,7 @@ from actors.bench import (
     weights_bench,
 )
 from actors.bench.bench import ArmReport, Bench, Timeline, arm_report, measure
+from actors.bench.record_store import RecordStore
 from engine.errors import ConfigError
 
 
@@ -45,7 +48,12 @@ MAKERS: dict[str, Maker] = {
     "control": control_bench.benches,
     "serve": serve_bench.benches,
     "end-to-end": end_to_end_bench.benches,
+    "tool-budget": budget_bench.benches,
 }
+
+
+RECORDS = Path("runs/bench")
+"""Where records of runs are kept that are not to be made twice."""
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,27 +90,54 @@ def run_bench(
     device: learner_bench.Device = "cpu",
     overrides: Sequence[str] = (),
     has_trl: bool = False,
+    records: Path = RECORDS,
+    seeds: int | None = None,
+    jobs: int | None = None,
+    arms: Sequence[str] = (),
 ) -> BenchReport:
     """Run one bench to its end. `sglang_python` is for `prefix`, `device` for `learner`, `overrides` for `control`,
-    `has_trl` for `end-to-end`.
+    `has_trl` for `end-to-end`, `seeds` and `jobs` for `tool-budget`.
 
+    `records` is the folder of what is kept from one time to the next, `arms` are those to be run; none is all of them.
     Raises `ConfigError` for a name that is none, and for keys where there are none.
     """
     if name not in MAKERS:
         raise ConfigError(f"no bench {name!r}: {', '.join(MAKERS)}")
     if overrides and name != "control":
         raise ConfigError(f"bench {name}: only `control` takes keys, got {overrides[0]!r}")
-    makers = MAKERS | {
+    makers: dict[str, Maker] = MAKERS | {
         "prefix": partial(prefix_bench.benches, sglang_python=sglang_python),
         "learner": partial(learner_bench.benches, device=device),
         "control": partial(control_bench.benches, overrides=overrides),
         "end-to-end": partial(end_to_end_bench.benches, has_trl=has_trl, say=on_progress),
+        # What its runs share is worth keeping as well, so it works there.
+        "tool-budget": partial(
+            budget_bench.benches,
+            kept=records / name,
+            seeds=seeds or budget_bench.SEEDS,
+            jobs=jobs or budget_bench.JOBS,
+        ),
     }
+    store = RecordStore(records / name / "records")
     with tempfile.TemporaryDirectory(prefix="arpo-bench-") as folder:
-        return report(name, makers[name](Path(folder), is_quick=is_quick), on_progress=on_progress)
+        benches = chosen(makers[name](Path(folder), is_quick=is_quick), arms)
+        return report(name, benches, on_progress=on_progress, store=store)
 
 
-def report(name: str, benches: Sequence[Bench], *, on_progress: Callable[[str], None]) -> BenchReport:
+def chosen(benches: Sequence[Bench], arms: Sequence[str]) -> Sequence[Bench]:
+    """The parts with these arms alone; none named is all. Raises `ConfigError` for an arm that no part has."""
+    if not arms:
+        return benches
+    known = [arm for bench in benches for arm in bench.arms]
+    if strange := [arm for arm in arms if arm not in known]:
+        raise ConfigError(f"no arm {strange[0]!r}: {', '.join(known)}")
+    found = [replace(b, arms={arm: run for arm, run in b.arms.items() if arm in arms}) for b in benches]
+    return [bench for bench in found if bench.arms]
+
+
+def report(
+    name: str, benches: Sequence[Bench], *, on_progress: Callable[[str], None], store: RecordStore | None = None
+) -> BenchReport:
     """Run the parts in turn and put them together."""
     started_s = time.monotonic()
     figures: dict[str, float] = {}
@@ -113,7 +148,7 @@ def report(name: str, benches: Sequence[Bench], *, on_progress: Callable[[str], 
         for arm, reason in bench.skipped.items():
             on_progress(f"{bench.name}  {arm}: skipped, {reason}")
         skipped |= bench.skipped
-        records = measure(bench, on_progress=on_progress)
+        records = measure(bench, on_progress=on_progress, store=store)
         figures |= bench.figures(records)
         arms |= {arm: arm_report(found) for arm, found in records.items()}
         timelines |= bench.timelines
