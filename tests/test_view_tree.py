@@ -6,7 +6,6 @@ from random import Random
 import msgspec
 import numpy as np
 import pytest
-from learner.advantage import estimate
 
 from actors.config import Config, TinyModel
 from actors.run_dir import RunDir
@@ -17,6 +16,7 @@ from engine.dataset import DataConfig
 from engine.events import AnyEvent, Forked, Rewarded, TokensSampled, ToolFinished, TreeEvent
 from engine.tree import TreeBuilder
 from engine.types import NodeKind
+from learner.algorithms.advantage import estimate
 from learner.config import ArpoSoft, LearnerConfig
 from tests.report_runs import Story, text_of
 from tests.view_runs import Grower, a_config, make_run, texts, whole_run
