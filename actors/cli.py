@@ -144,7 +144,7 @@ def _add_view(command: Callable[..., argparse.ArgumentParser]) -> None:
     watch.add_argument("--port", type=int, default=8090, metavar="N", help="default 8090; 0 takes a free one")
     trace = command("trace", "the same page as one file, from the journal; or a Perfetto trace", has_config=False)
     trace.add_argument("run", help="the folder of a run")
-    trace.add_argument("--out", metavar="FILE", help="where the page goes (default RUN/trace.html)")
+    trace.add_argument("--out", metavar="FILE", help="where the page goes, RUN/trace.html if not said")
     trace.add_argument("--trees", type=_positive, default=200, metavar="N", help="trees with texts (default 200)")
     trace.add_argument("--perfetto", metavar="FILE", help="write trace events there, and no page without --out")
 
@@ -161,8 +161,8 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("--with-trl", action="store_true", help="for end-to-end: install TRL, and run it beside")
     bench.add_argument("--html", metavar="FILE", help="write a page with plots, which needs nothing but itself")
     bench.add_argument("--arms", nargs="+", default=[], metavar="ARM", help="only these arms")
-    bench.add_argument("--seeds", type=_positive, metavar="N", help="for tool-budget: pairs of seeds (default 8)")
-    bench.add_argument("--jobs", type=_positive, metavar="N", help="for tool-budget: runs at once (default 2)")
+    bench.add_argument("--seeds", type=_positive, metavar="N", help="for tool-budget: pairs of seeds, 8 if not said")
+    bench.add_argument("--jobs", type=_positive, metavar="N", help="for tool-budget: runs at once, 2 if not said")
     bench.add_argument(
         "--records", default="runs/bench", metavar="DIR", help="where runs are kept that need no repeating (runs/bench)"
     )

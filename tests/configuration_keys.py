@@ -5,9 +5,9 @@ from msgspec import inspect
 from actors.config import Config
 
 
-def is_key(path: str) -> bool:
+def is_key(path: str, *, of: type = Config) -> bool:
     """Whether `a.b` is a key or a section of some configuration; numbers are places of arrays."""
-    places = [inspect.type_info(Config)]
+    places = [inspect.type_info(of)]
     for name in path.split("."):
         if name.isdecimal() or any(isinstance(place, inspect.DictType) for place in places):
             continue

@@ -61,7 +61,7 @@ def monotone(values: Sequence[float]) -> Float64:
 def spent_to_reach(curve: Curve, target: float) -> float:
     """What had been spent when success first was `target`, between two measurements in proportion; `NOT_REACHED`.
 
-    >>> spent_to_reach(Curve(np.array([0.0, 100.0, 300.0]), np.array([0.4, 0.6, 0.8])), 0.7)
+    >>> spent_to_reach(Curve(np.array([0.0, 100.0, 300.0]), np.array([0.25, 0.5, 1.0])), 0.75)
     200.0
     """
     above = np.flatnonzero(curve.success >= target)
