@@ -33,7 +33,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if rest:
         arguments.overrides += rest
-    for option in ("data", "predictions"):
+    for option in ("data", "predictions", "arms"):
         _take_overrides_from(arguments, option)
     return arguments
 

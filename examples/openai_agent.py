@@ -38,7 +38,8 @@ class Turn:
             self.text += choice.delta.content or ""
             for part in choice.delta.tool_calls or ():
                 call = self.calls.setdefault(part.index, {"id": part.id, "type": "function", "function": {}})
-                call["function"] = {"name": part.function.name, "arguments": part.function.arguments}
+                call["function"]["name"] = part.function.name or call["function"].get("name", "")
+                call["function"]["arguments"] = call["function"].get("arguments", "") + (part.function.arguments or "")
 
     @property
     def message(self) -> dict[str, Any]:
@@ -73,7 +74,8 @@ async def ask(
             break
         for call in turn.calls.values():
             function = call["function"]
-            result = await (run or {})[function["name"]](**json.loads(function["arguments"]))
+            known = (run or {}).get(function["name"])
+            result = await known(**json.loads(function["arguments"])) if known else f"no tool {function['name']!r}"
             messages.append({"role": "tool", "tool_call_id": call["id"], "content": result})
     return Answer(turn.text, turn.conversation)
 

@@ -86,7 +86,7 @@ def test_without_the_token_nothing_is_answered_and_with_it_once_a_cookie_is_enou
                     assert (answer.status, str(answer.url)) == (200, base), "the token leaves the address"
                     cookie = answer.history[0].headers["Set-Cookie"]
                     assert "HttpOnly" in cookie
-                    assert "SameSite=Strict" in cookie
+                    assert "SameSite=Lax" in cookie
                 async with session.get(base + "api/state") as answer:
                     assert answer.status == 200
 

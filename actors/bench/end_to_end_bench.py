@@ -104,11 +104,15 @@ def trl_run(*, folder: Path, found: Path, seed: int, steps: int) -> Record:
     command = [sys.executable, "-m", "actors.bench.trl_arm", str(given), str(answer)]
     environment = with_trl(found, threads=threads)
     with log.open("wb") as output:
-        done = subprocess.run(
-            command, env=environment, stdout=output, stderr=output, timeout=_TRL_TIMEOUT_S, check=False
-        )
+        try:
+            done = subprocess.run(
+                command, env=environment, stdout=output, stderr=output, timeout=_TRL_TIMEOUT_S, check=False
+            )
+        except subprocess.TimeoutExpired:
+            raise ConfigError(f"TRL: not done after {_TRL_TIMEOUT_S:g} s") from None
     if done.returncode:
-        raise ConfigError(f"TRL: {log.read_text(encoding='utf-8', errors='replace').splitlines()[-1]}")
+        said = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        raise ConfigError(f"TRL: {said[-1] if said else f'exit code {done.returncode}'}")
     return record_of(msgspec.json.decode(answer.read_bytes(), type=Told), task)
 
 

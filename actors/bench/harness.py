@@ -26,7 +26,7 @@ from actors.bench import (
     tools_bench,
     weights_bench,
 )
-from actors.bench.bench import ArmReport, Bench, Timeline, arm_report, measure
+from actors.bench.bench import ArmReport, Bench, Records, Timeline, arm_report, measure
 from actors.bench.record_store import RecordStore
 from engine.errors import ConfigError
 
@@ -131,8 +131,21 @@ def chosen(benches: Sequence[Bench], arms: Sequence[str]) -> Sequence[Bench]:
     known = [arm for bench in benches for arm in bench.arms]
     if strange := [arm for arm in arms if arm not in known]:
         raise ConfigError(f"no arm {strange[0]!r}: {', '.join(known)}")
-    found = [replace(b, arms={arm: run for arm, run in b.arms.items() if arm in arms}) for b in benches]
-    return [bench for bench in found if bench.arms]
+    found: list[Bench] = []
+    for bench in benches:
+        runs = {arm: run for arm, run in bench.arms.items() if arm in arms}
+        if runs:
+            figures = bench.figures if len(runs) == len(bench.arms) else partial(_of_some, bench.figures)
+            found.append(replace(bench, arms=runs, figures=figures))
+    return found
+
+
+def _of_some(figures: Callable[[Records], dict[str, float]], records: Records) -> dict[str, float]:
+    """Figures compare arms: where one is missing that they speak of, there are none."""
+    try:
+        return figures(records)
+    except KeyError:
+        return {}
 
 
 def report(

@@ -1,4 +1,4 @@
-"""RunFold: everything about a run but the texts of its trees, in bounded memory, and what of it changed when."""
+"""RunFold: everything about a run but the texts of its trees, and what of it changed when."""
 
 from typing import Any
 

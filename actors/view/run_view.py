@@ -39,7 +39,8 @@ class RunView:
         self._given_texts = texts
         self._texts: Texts | None = texts
         self._lock = threading.Lock()
-        self._life = 0
+        # No other process had the same, so the cursor of a page that was left open means nothing to this one.
+        self._life = time.time_ns()
         self._revision = 0
         self._begin()
 
@@ -73,6 +74,8 @@ class RunView:
                         self._fold.apply(whole, place, revision=self._revision)
             except RewrittenError:
                 self._begin()
+            except FileNotFoundError:
+                pass  # moved to the archive this moment, where the next look finds it
             except JournalError as error:
                 self.error = str(error)
             return num_events

@@ -14,8 +14,10 @@ name alone, so that no page of another site reads it through a browser.
 
 import asyncio
 import contextlib
+import hashlib
 import hmac
 import ipaddress
+import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -31,7 +33,6 @@ BEAT_S = 2.0
 """An event at least this often, so that a page knows how long a run has been quiet, and that we are there."""
 BATCH = 4_000
 """Events that are folded before anybody is shown them."""
-COOKIE = "arpo_token"
 MIN_TOKEN = 16
 SHUTDOWN_S = 2.0
 
@@ -59,6 +60,8 @@ class WatchServer:
         self._host = host
         self._port = port
         self._token = token
+        # Cookies know no ports, so two servers of one host must not have one name.
+        self._cookie = f"arpo_{hashlib.blake2b((token or '').encode(), digest_size=4).hexdigest()}"
         self._news = asyncio.Condition()
         self._is_closing = False
 
@@ -82,9 +85,12 @@ class WatchServer:
             site = web.TCPSite(runner, self._host, self._port)
             try:
                 await site.start()
-            except OSError as error:
-                raise ConfigError(f"{self._host}:{self._port}: {error.strerror} - at --port") from None
+            except (OSError, OverflowError) as error:
+                reason = getattr(error, "strerror", None) or error
+                raise ConfigError(f"{self._host}:{self._port}: {reason} - at --port") from None
             host, port = runner.addresses[0][:2]
+            if host in ("0.0.0.0", "::"):  # an address to listen on, and none to open
+                host = socket.gethostname()
             url = f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
             yield url if self._token is None else f"{url}?token={self._token}"
         finally:
@@ -106,14 +112,14 @@ class WatchServer:
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if self._token is None and not _names_loopback(request.host):
-            return _refused(403, "this server answers to its own name alone")
+            return _refused(403, "this server answers to its own name alone, or to all with ARPO_WATCH_TOKEN set")
         given = request.query.get("token")
-        if self._token is not None and not self._knows(given) and not self._knows(request.cookies.get(COOKIE)):
+        if self._token is not None and not self._knows(given) and not self._knows(request.cookies.get(self._cookie)):
             return _refused(401, "a token is needed: open the address that `arpo watch` printed")
         if self._token is not None and given is not None and request.path == "/":
-            # Out of the address, and so out of histories and screenshots.
+            # Out of the address, and so out of histories and screenshots. Lax: the link may stand on another site.
             found = web.Response(status=302, headers={"Location": "/"})
-            found.set_cookie(COOKIE, self._token, httponly=True, samesite="Strict")
+            found.set_cookie(self._cookie, self._token, httponly=True, samesite="Lax")
             return _protected(found)
         return await handler(request)
 

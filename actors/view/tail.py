@@ -89,7 +89,8 @@ class JournalTail:
         return found
 
     def _files(self) -> dict[int, Path]:
-        return {number_of(path): path for path in [*segments(self._folder / ARCHIVE), *segments(self._folder)]}
+        # In this order: segments move to the archive, so one that moves meanwhile is seen twice, and never not at all.
+        return {number_of(path): path for path in [*segments(self._folder), *segments(self._folder / ARCHIVE)]}
 
     def _opened(self, number: int) -> tuple[Path, BufferedReader]:
         """A segment, which may be moved to the archive between looking and opening."""

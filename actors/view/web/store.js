@@ -27,7 +27,10 @@ arpo.store = (() => {
   }
 
   function apply(changes) {
-    if (changes.is_whole) clear();
+    if (changes.is_whole) {
+      clear();
+      if (state.mode !== "static") fetchSettings();
+    }
     state.run = changes.run;
     state.cursor = changes.cursor;
     for (const [name, key] of Object.entries(KEYS)) {
@@ -94,6 +97,9 @@ arpo.store = (() => {
       return;
     }
     follow();
+  }
+
+  async function fetchSettings() {
     state.settings = await get("api/settings");
     tell();
   }
