@@ -66,7 +66,7 @@ class AgentRollout:
         self._dialogue = dialogue
         self._emit_outside = emit
         self._timeout_s = timeout_s
-        places = config.size + len(tree.live_paths)
+        places = config.size + sum(path.is_live or path.detail == INTERRUPTED for path in tree.paths)
         self._leaves = Account(self.prompt_id, limit=places, parent=cohort.leaves, spent=len(tree.paths))
         limit = config.budget.calls_per_prompt
         self._calls = Account(self.prompt_id, limit=limit, parent=cohort.tool_calls, spent=tree.num_executed)
@@ -198,6 +198,7 @@ class AgentRollout:
                 raise AgentError("agent: it returned without having sampled anything")
         except ArpoError as error:
             status, detail = RolloutStatus.FAILED, str(error)
+        await policy.close()
         if policy.ended is not None:  # whatever the agent made of it
             status, detail = policy.ended.status, policy.ended.detail
         elif status is RolloutStatus.COMPLETED and path.finish_reason == "length" and not policy.room:

@@ -72,6 +72,8 @@ class Policy:
         self._emit = emit
         self._branch = branch
         self._is_sampling = False
+        self._sampler: asyncio.Task[object] | None = None
+        """Who samples now."""
         self.num_sampled = 0
         """Tokens that this handle sampled."""
         self.calls: tuple[ToolCall, ...] = ()
@@ -113,17 +115,20 @@ class Policy:
         It samples as `[rollout.sampling]` says, which is what can be trained; the tokens become a segment of the tree,
         with their log-probabilities and versions. `max_tokens` is a bound of this call alone: what it cuts can be
         gone on with. Raises `OutOfRoomError` where the path may grow no further, and `GeneratorError` where nobody
-        samples any more; letting both pass is right.
+        samples any more; letting both pass is right. Raises `ValueError` for a bound below 1.
         """
         self._check_usable()
+        if max_tokens is not None and max_tokens < 1:
+            raise ValueError(f"there is nothing to sample under {max_tokens=}")
         renderer = self._dialogue.renderer
         if self._segment.size and int(self._segment[-1]) in renderer.stop_token_ids:
             raise RuntimeError("the policy has ended its turn: answer its calls, or say something, before it goes on")
         self._is_sampling, before = True, len(self._tree.events)
+        self._sampler = asyncio.current_task()
         try:
             self.ended = await self._segments.sample(self._path, max_tokens=max_tokens, stop=tuple(stop))
         finally:
-            self._is_sampling = False
+            self._is_sampling, self._sampler = False, None
         events = self._tree.events[before:]
         chunks = [e for e in events if isinstance(e, TokensSampled) and e.path == self.number]
         self.num_sampled += sum(chunk.token_ids.size for chunk in chunks)
@@ -133,6 +138,12 @@ class Policy:
         is_stopped = self._path.finish_reason == "stop"
         self.calls = renderer.parse(self._segment) if is_stopped else ()
         return self._as_segment(chunks)
+
+    async def close(self) -> None:
+        """End what an agent left sampling behind it, so that nothing grows an ended path."""
+        if (task := self._sampler) is not None and task is not asyncio.current_task():
+            task.cancel()
+            await asyncio.wait([task])
 
     async def run(self, calls: Sequence[ToolCall]) -> list[ToolResult]:
         """Run calls by the tools of the session, side by side and under the budgets; failures are results too.
@@ -165,7 +176,8 @@ class Policy:
         if len(results) != len(self.calls) or not results:
             raise ValueError(f"{len(results)} results for {len(self.calls)} calls")
         found = [
-            ToolResult(name=call.name, text=result) if isinstance(result, str) else result
+            # What the agent found by itself no tool ran, and no budget pays for.
+            ToolResult(name=call.name, text=result, is_shared=True) if isinstance(result, str) else result
             for call, result in zip(self.calls, results, strict=True)
         ]
         tokens = self._dialogue.renderer.render_results(found, segment=self._segment)

@@ -100,7 +100,8 @@ class Session:
     async def __aexit__(self, *error: object) -> None:
         try:
             for task in self._streams:
-                task.cancel()
+                if not task.cancelling():
+                    task.cancel()
             await asyncio.gather(*self._streams, return_exceptions=True)
         finally:
             self._trainer = None
@@ -252,7 +253,8 @@ class Session:
         try:
             yield take
         finally:
-            task.cancel()
+            if not task.cancelling():  # a second time would land in the cleaning up behind the first
+                task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             self._streams.discard(task)
 

@@ -19,7 +19,8 @@ class PrometheusSink:
         self._figures: dict[str, float] = {}
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
-        self._figures.update({"step": float(step), **figures})
+        # On a resume the rows of all steps are told first, and the evaluations behind them.
+        self._figures.update({"step": max(float(step), self._figures.get("step", 0.0)), **figures})
 
     def close(self) -> None:
         self._figures.clear()

@@ -117,13 +117,9 @@ async def open_sinks(config: Config, run: RunDir) -> AsyncGenerator[Sinks, None]
     async with AsyncExitStack() as stack:
         stack.callback(sinks.close)
         if config.metrics.tensorboard:
-            from actors.sink_tensorboard import TensorBoardSink  # its door
-
-            sinks.add("tensorboard", lambda: TensorBoardSink(run.path / "tensorboard"))
-        if (wandb := config.metrics.wandb) is not None:
-            from actors.sink_wandb import WandbSink  # its door
-
-            sinks.add("wandb", lambda: WandbSink(wandb, config, run.path))
+            sinks.add("tensorboard", lambda: _tensorboard(run))
+        if config.metrics.wandb is not None:
+            sinks.add("wandb", lambda: _wandb(config, run))
         if (endpoint := config.metrics.prometheus) is not None:
             from actors.sink_prometheus import PrometheusSink
 
@@ -137,3 +133,19 @@ async def open_sinks(config: Config, run: RunDir) -> AsyncGenerator[Sinks, None]
                 logger.info("figures of the last step are at %s/metrics", address)
                 sinks.add("prometheus", lambda: page)
         yield sinks
+
+
+# A package that is there may still not import, which is a failure of its sink like any other.
+
+
+def _tensorboard(run: RunDir) -> Sink:
+    from actors.sink_tensorboard import TensorBoardSink  # its door
+
+    return TensorBoardSink(run.path / "tensorboard")
+
+
+def _wandb(config: Config, run: RunDir) -> Sink:
+    from actors.sink_wandb import WandbSink  # its door
+
+    assert config.metrics.wandb is not None
+    return WandbSink(config.metrics.wandb, config, run.path)

@@ -91,7 +91,7 @@ class SegmentSampler:
 
         `stop` are strings at which it ends beside those of the dialect. None where it has ended.
         """
-        error = ""
+        error, begun = "", path.length
         end = path.length + min(self.room(path), max_tokens or self.room(path))
         for attempt in range(self._sampling.max_retries + 1):
             if end <= path.length:
@@ -104,7 +104,7 @@ class SegmentSampler:
                 error = str(failure) or f"no chunk within {self._sampling.chunk_timeout_s:g} s"
                 logger.warning("%s path %d: %s (attempt %d)", self._prompt_id, path.number, error, attempt + 1)
                 await asyncio.sleep(RETRY_S * 2**attempt)
-            if path.finish_reason:
+            if path.finish_reason and path.length > begun:  # not that of what is gone on with
                 return None
         detail = error or "the stream ended without a finish reason"
         return CannotGoOn(status=RolloutStatus.FAILED, detail=detail)

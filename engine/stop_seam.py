@@ -52,5 +52,6 @@ class StopSeam:
         return chunk
 
     def _completes(self, token_ids: Int32) -> bool:
-        text = self._renderer.text(token_ids)
-        return any(stop in text for stop in self._renderer.stop_strings)
+        """Whether a stop string ends behind the tail; one that ended within it was seen when it was sampled."""
+        before, text = len(self._renderer.text(self._tail)), self._renderer.text(token_ids)
+        return any(text.find(stop, max(before - len(stop) + 1, 0)) >= 0 for stop in self._renderer.stop_strings)

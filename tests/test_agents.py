@@ -10,7 +10,7 @@ import pytest
 
 from actors.agent_rollout import INTERRUPTED, AgentRollout
 from actors.gateway.dialogue import Dialogue
-from actors.policy import Agent, Policy
+from actors.policy import Agent, Policy, Segment
 from engine.branching import AnyBranching, Arpo, Chain
 from engine.clock import run_virtual
 from engine.cohort import Cohort
@@ -155,6 +155,51 @@ def test_without_a_verdict_the_reward_reads_the_whole_path(tokenizer: HfTokenize
     assert "the sum is 3." in asked["text"]
     assert (asked["ground_truth"], asked["tools_run"]) == ("3", ["add"])
     assert group.num_tool_calls_executed == 1
+
+
+def test_what_an_agent_leaves_sampling_ends_with_it(tokenizer: HfTokenizer) -> None:
+    async def agent(policy: Policy, prompt: Prompt) -> float:
+        turn = await policy.sample(max_tokens=3)
+        if policy.number:
+            await asyncio.sleep(5.0)
+            return 0.0
+        left.append(asyncio.create_task(policy.sample()))
+        await asyncio.sleep(0.015)
+        return float(turn.is_cut)
+
+    left: list[asyncio.Task[Segment]] = []
+    bench = Bench(tokenizer, agent)
+    assert [t.reward.score for t in bench.run().trajectories] == [1.0, 0.0]
+    of_first = [type(event).__name__ for event in bench.events if getattr(event, "path", None) == 0]
+    assert of_first[-2:] == ["Rewarded", "PathEnded"]
+    assert left[0].cancelled()
+
+
+def test_a_path_that_was_cut_is_gone_on_with_when_its_generator_fails_once(tokenizer: HfTokenizer) -> None:
+    asked: list[GenerateRequest] = []
+    says = Adder(tokenizer, token_s=0.01)
+
+    def policy(request: GenerateRequest) -> Script:
+        asked.append(request)
+        return msgspec.structs.replace(says(request), fails_after=0 if len(asked) == 2 else None)
+
+    async def agent(handle: Policy, prompt: Prompt) -> float:
+        await handle.sample(max_tokens=3)
+        turn = await handle.sample()
+        return float(bool(turn.calls))
+
+    group = Bench(tokenizer, agent, size=1, policy=policy).run()
+    assert (group.trajectories[0].reward.score, len(asked)) == (1.0, 3)
+
+
+def test_nothing_is_sampled_under_a_bound_of_nothing(tokenizer: HfTokenizer) -> None:
+    async def agent(policy: Policy, prompt: Prompt) -> float:
+        with pytest.raises(ValueError, match="max_tokens=0"):
+            await policy.sample(max_tokens=0)
+        await policy.sample()
+        return 1.0
+
+    assert Bench(tokenizer, agent, size=1).run().trajectories[0].reward.score == 1.0
 
 
 def test_the_tools_of_the_session_are_held_by_the_budgets(tokenizer: HfTokenizer) -> None:

@@ -38,7 +38,7 @@ def test_every_call_of_a_session_and_of_the_handle_is_described() -> None:
         table = LIBRARY.split(opening)[1].split("\n\n")[0]
         shown = {name for row in table.splitlines()[2:] for name in re.findall(r"`(?:await )?(?:policy)?\.?(\w+)", row)}
         public = {name for name in vars(kind) if not name.startswith("_")}
-        assert public - shown <= {"folder", "length", "calls", "ended", "num_sampled"}, kind
+        assert public - shown <= {"folder", "length", "calls", "ended", "num_sampled", "close"}, kind
         assert [name for name in re.findall(r"policy\.(\w+)", table) if not hasattr(Policy, name)] == []
 
 

@@ -467,6 +467,8 @@ def test_stop_string_across_a_fork_ends_the_segment() -> None:
     assert (cut.token_ids.size, cut.finish_reason) == (4, "stop")
     untouched = StopSeam(Letters(), ids("")).cut(chunk)
     assert untouched is chunk
+    behind_one = StopSeam(Letters(), ids("I look </search>")).cut(chunk)
+    assert behind_one is chunk, "what ended before is gone on with"
 
 
 @pytest.mark.parametrize("fork_at", ["probe_end", "tool_result"])

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from engine.clock import run_virtual
-from engine.errors import ConfigError, ToolError
+from engine.errors import ConfigError, GeneratorError, ToolError
 from engine.types import ToolCall, ToolResult
 from tools.executor import Executor, ToolStatistics, cut
 from tools.faults import ScriptedTools, flooding_tool, hanging_tool, raising_tool, slow_tool
@@ -58,6 +58,16 @@ def test_an_exception_is_a_result_of_one_line() -> None:
     result = one_call(raising_tool(ToolError("NameError: name 'x' is not defined")))
     assert (result.status, result.text) == ("error", "NameError: name 'x' is not defined")
     assert one_call(raising_tool(ToolError(""))).text == "failed without a message"
+
+
+def test_what_an_engine_says_to_a_tool_that_asks_it_is_a_result_too() -> None:
+    result = one_call(raising_tool(GeneratorError("nobody samples")))
+    assert (result.status, result.text) == ("error", "raising: nobody samples")
+
+
+def test_a_tool_that_cancels_itself_has_failed_and_nobody_else() -> None:
+    result = one_call(raising_tool(asyncio.CancelledError()))
+    assert (result.status, result.text) == ("error", "raising: it cancelled itself")
 
 
 def test_an_unknown_tool_is_malformed_and_names_the_visible_ones() -> None:
