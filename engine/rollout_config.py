@@ -6,7 +6,7 @@ from msgspec import Meta
 
 from engine.branching import AnyBranching, Arpo
 from engine.config import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Section
-from engine.granting import AnyGranting, Paper
+from engine.granting import AnyGranting, Late, Paper
 
 OUT_OF_CALLS = "Tool call refused: the budget of tool calls is used up. Answer with what you know."
 
@@ -70,8 +70,13 @@ class RolloutConfig(Section, frozen=True):
     budget: BudgetConfig = BudgetConfig()
     stream_interval: Positive = 32
     """Tokens in a streamed chunk of a path that no entropy monitor watches: what a segment may lose when its generator
-    or this process ends. Each chunk is an event, and costs as much whatever its length."""
+    or this process ends. Each chunk is an event, and costs as much whatever its length. A request that SGLang answers
+    while its weights change gives the tokens behind the change when it ends, as their versions are told only then."""
     order: Order = "first_come"
     """Who goes first where requests wait for the policy or for tools: whoever came first, or of the oldest cohort the
     one with the longest expected remaining work, as learned in the run (see `standing`, and there why it is no
     default). Changes when things happen, and in a deterministic run nothing else. SGLang keeps an order of its own."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.granting, Late) and self.branching.branches > 1:
+            raise ValueError("late granting deals out single places, so branching.branches must be 1")

@@ -3,13 +3,21 @@
 from random import Random
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import given
 
+from engine.branching import Arpo
 from engine.granting import FirstCome, Late, Paper, Proposal, Ranked
+from engine.rollout_config import RolloutConfig
 
 
 def proposal(name: str, score: float, *, path: int = 0, observation: int = 1) -> Proposal:
     return Proposal(prompt_id=name, path=path, length=9, observation=observation, score=score)
+
+
+def test_late_granting_deals_out_single_places() -> None:
+    with pytest.raises(ValueError, match="branches must be 1"):
+        RolloutConfig(granting=Late(), branching=Arpo(branches=2))
 
 
 def test_paper_grants_every_proposal_when_it_comes() -> None:
