@@ -70,8 +70,7 @@ class RolloutConfig(Section, frozen=True):
     budget: BudgetConfig = BudgetConfig()
     stream_interval: Positive = 32
     """Tokens in a streamed chunk of a path that no entropy monitor watches: what a segment may lose when its generator
-    or this process ends. Each chunk is an event, and costs as much whatever its length. A request that SGLang answers
-    while its weights change gives the tokens behind the change when it ends, as their versions are told only then."""
+    or this process ends. Each chunk is an event, and costs as much whatever its length."""
     order: Order = "first_come"
     """Who goes first where requests wait for the policy or for tools: whoever came first, or of the oldest cohort the
     one with the longest expected remaining work, as learned in the run (see `standing`, and there why it is no

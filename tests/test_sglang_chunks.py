@@ -98,11 +98,7 @@ def certain(size: int) -> Segment:
 
 
 def reader(
-    *,
-    interval: int = 1,
-    version: Version = 0,
-    is_incremental: bool = True,
-    is_mixed: Callable[[Version], bool] = lambda version: False,
+    *, interval: int = 1, is_incremental: bool = True, is_mixed: Callable[[Version], bool] = lambda version: False
 ) -> ChunkReader:
     request = GenerateRequest(
         request_id="r",
@@ -110,21 +106,14 @@ def reader(
         sampling=SamplingParams(max_new_tokens=24),
         stream_interval=interval,
     )
-    return ChunkReader(
-        request, version=version, vocab_size=VOCAB_SIZE, is_incremental=is_incremental, is_mixed=is_mixed
-    )
+    return ChunkReader(request, vocab_size=VOCAB_SIZE, is_incremental=is_incremental, is_mixed=is_mixed)
 
 
 def read(
     segment: Segment, borders: list[int], *, interval: int, is_incremental: bool, mixed_from: Version = 99
 ) -> list[Completion]:
-    """The chunks of a segment whose events end at `borders`, from a server that had its first version."""
-    reading = reader(
-        interval=interval,
-        version=segment.versions[0] if segment.size else 0,
-        is_incremental=is_incremental,
-        is_mixed=lambda version: version >= mixed_from,
-    )
+    """The chunks of a segment whose events end at `borders`."""
+    reading = reader(interval=interval, is_incremental=is_incremental, is_mixed=lambda version: version >= mixed_from)
     chunks: list[Completion | None] = []
     for start, end in zip([0, *borders], borders, strict=False):
         assert not reading.is_ended
@@ -143,7 +132,8 @@ def joined(chunks: list[Completion], name: str) -> list[float]:
 def test_however_a_segment_is_cut_into_events_its_chunks_join_to_the_same_arrays(
     segment: Segment, cuts: list[int], interval: int, mixed_from: int
 ) -> None:
-    borders = sorted(cut for cut in cuts if cut <= segment.size)
+    changes = [n for n in range(1, segment.size) if segment.versions[n] != segment.versions[n - 1]]
+    borders = sorted([*changes, *(cut for cut in cuts if cut <= segment.size)])
     logprobs = [segment.logprob(n, token) for n, token in enumerate(segment.token_ids)]
     for is_incremental in (True, False):
         chunks = read(segment, borders, interval=interval, is_incremental=is_incremental, mixed_from=mixed_from)
@@ -237,22 +227,8 @@ def test_spans_tell_tokens_of_one_event_apart(is_incremental: bool, caplog: pyte
     assert not caplog.records
 
 
-@pytest.mark.parametrize("is_incremental", [True, False], ids=["incremental", "cumulative"])
-def test_tokens_of_an_event_between_two_versions_are_held_until_the_end_tells_them_apart(is_incremental: bool) -> None:
-    segment = certain(9)._replace(versions=[1, 1, 1, 2, 2, 2, 2, 2, 2])
-    chunks = read(segment, [1, 2, 4, 6, 8], interval=2, is_incremental=is_incremental)
-    assert [chunk.versions.tolist() for chunk in chunks] == [[1, 1], [1, 2, 2, 2, 2, 2, 2]]
-
-
-def test_what_is_in_doubt_when_a_request_ends_without_spans_is_no_answer() -> None:
-    reading = reader(version=1, interval=4)
-    assert reading.read(certain(4).event(0, 4, weight_version="2")) is None
-    with pytest.raises(GeneratorError, match=r"^r: it ended, and nothing said which version is where$"):
-        reading.read(certain(5).event(4, 5, finish=LENGTH, weight_versions=[], weight_version="2"))
-
-
 def test_a_version_that_turns_out_to_have_been_another_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    reading = reader(version=7)
+    reading = reader()
     reading.read(certain(3).event(0, 2, weight_version="7"))
     with caplog.at_level(logging.WARNING):
         reading.read(certain(3).event(2, 3, finish=LENGTH))

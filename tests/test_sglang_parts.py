@@ -79,12 +79,12 @@ def test_a_request_that_may_be_forked_is_two_to_the_server_and_one_to_the_caller
             assert first["extra_key"] == second["extra_key"]
             assert not first["rid"].startswith(second["rid"])
             assert not second["rid"].startswith(first["rid"])
-            assert [chunk.token_ids.size for chunk in chunks] == [3, 3, 1]
-            assert [chunk.finish_reason for chunk in chunks] == ["", "", "length"]
+            assert [chunk.token_ids.size for chunk in chunks] == [2, 1, 2, 2]
+            assert [chunk.finish_reason for chunk in chunks] == ["", "", "", "length"]
             assert tokens_of(chunks) == [*map(sampled, range(3)), *map(sampled, range(4))]
             # The second part computes its last token, as every next token does, and reads all else.
-            assert [chunk.num_prefilled_tokens for chunk in chunks] == [4, 0, 0]
-            assert [chunk.num_cached_tokens for chunk in chunks] == [0] * 3
+            assert [chunk.num_prefilled_tokens for chunk in chunks] == [4, 0, 0, 0]
+            assert [chunk.num_cached_tokens for chunk in chunks] == [0] * 4
             assert (await generator.statistics()).num_requests == 1
             assert "/abort_request" not in server.paths()
 

@@ -192,7 +192,6 @@ class SglangGenerator:
             return
         reader = ChunkReader(
             request,
-            version=self._version,
             vocab_size=self._shape.vocab_size,
             is_incremental=self._server.is_incremental,
             is_mixed=lambda version: self._is_mixed(version, begun_at=begun_at),
@@ -233,7 +232,9 @@ class SglangGenerator:
                 "no_stop_trim": True,
                 "skip_special_tokens": False,
                 "sampling_seed": sampling.seed % 2**31,
-                "stream_interval": request.stream_interval,
+                # Between the ends of requests the server names one version an event, and an event is of one version
+                # only where it is one token. `ChunkReader` makes larger chunks of them.
+                "stream_interval": 1,
             },
             "return_logprob": True,
             "top_logprobs_num": min(self._config.top_logprobs, self._shape.vocab_size),

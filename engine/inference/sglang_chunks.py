@@ -1,9 +1,8 @@
 """What SGLang streams, as `Completion`s.
 
 Each event holds the tokens since the last one where the server streams incrementally, and all tokens so far where it
-does not. The server names one version an event: that of its last token, and of all of them unless another version came
-in between. Then it is not known which token is of which until the request ends, and its last event says; what is in
-doubt is held until then.
+does not. The version of a token is the one that the server names in the event that brings it, which is exact where an
+event is one token; the last event also has exact spans over all tokens, which are compared.
 
 Log-probabilities and alternatives are those of the distribution that was sampled from: SGLang divides the logits by the
 temperature first, and takes temperature 1 for a greedy request, which is what `Completion` asks for.
@@ -69,26 +68,20 @@ class ChunkReader:
         self,
         request: GenerateRequest,
         *,
-        version: Version,
         vocab_size: int,
         is_incremental: bool,
         is_mixed: Callable[[Version], bool],
     ) -> None:
-        """`version` is the server's when it gets the request. `is_mixed` says whether a token of this version was
-        sampled over KV of an older one."""
+        """`is_mixed` says whether a token of this version was sampled over KV of an older one."""
         self._request = request
         self._vocab_size = vocab_size
         self._is_incremental = is_incremental
         self._is_mixed = is_mixed
         self._held: list[_Event] = []
-        """Incremental events that do not fill a chunk yet, or are in doubt."""
+        """Incremental events that do not fill a chunk yet."""
         self._num_held = 0
         self._versions: list[Version] = []
         """Of all tokens so far, those that are held included."""
-        self._version = version
-        """Of the last event."""
-        self._is_in_doubt = False
-        """Whether a version came between two tokens of one event."""
         self.is_ended = False
 
     def read(self, payload: bytes) -> Completion | None:
@@ -114,7 +107,7 @@ class ChunkReader:
         self._stamp(event)
         self._held.append(event)
         self._num_held += len(event.output_ids)
-        if finish is None and (self._is_in_doubt or self._num_held < self._request.stream_interval):
+        if finish is None and self._num_held < self._request.stream_interval:
             return None
         return self._chunk(event.meta_info, finish)
 
@@ -132,18 +125,13 @@ class ChunkReader:
         """Note the version of each new token."""
         meta = event.meta_info
         if event.output_ids:
-            version = self._number(meta.weight_version)
-            self._is_in_doubt |= len(event.output_ids) > 1 and version != self._version
-            self._version = version
-            self._versions += [version] * len(event.output_ids)
+            self._versions += [self._number(meta.weight_version)] * len(event.output_ids)
         if not meta.weight_versions:
-            if meta.finish_reason is not None and self._is_in_doubt:
-                raise GeneratorError(f"{self._request.request_id}: it ended, and nothing said which version is where")
             return
         exact = np.array(self._versions)
         for span in meta.weight_versions:
             exact[span.start : span.end] = self._number(span.version)
-        num_early = len(self._versions) - len(event.output_ids) - self._num_held
+        num_early = len(self._versions) - len(event.output_ids)
         if (num_wrong := int((exact != self._versions)[:num_early].sum())) > 0:
             logger.warning("%s: %d tokens were stamped with another version", self._request.request_id, num_wrong)
         self._versions[num_early:] = exact[num_early:].tolist()
