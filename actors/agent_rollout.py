@@ -23,7 +23,7 @@ from actors.policy import Agent, Policy, Verdict
 from engine.branching import Chain
 from engine.budget import Account
 from engine.cohort import Cohort
-from engine.errors import AgentError, ArpoError, boundary
+from engine.errors import AgentError, ArpoError, boundary, own_cancellation
 from engine.events import AnyTreeEvent, Forked, GroupFinished, PathEnded, PathStarted, Rewarded
 from engine.granting import Proposal
 from engine.interfaces import Samples, ToolHost
@@ -215,15 +215,10 @@ class AgentRollout:
     async def _run_agent(self, agent: Agent, policy: Policy) -> Verdict:
         try:
             async with asyncio.timeout(self._timeout_s):
-                with boundary(AgentError, "agent"):
+                with own_cancellation(AgentError, "agent"), boundary(AgentError, "agent"):
                     return await agent(policy, self._tree.prompt)
         except TimeoutError:
             raise AgentError(f"agent: not at its end within {self._timeout_s:g} s") from None
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            raise AgentError("agent: it cancelled itself") from None
 
     async def _score(self, path: Path, said: object) -> Reward:
         if isinstance(said, Reward):

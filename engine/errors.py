@@ -19,6 +19,7 @@ Code of users raises what it likes; `boundary` gives it a type at the border. A 
 loop ends the run.
 """
 
+import asyncio
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -92,6 +93,22 @@ def boundary(kind: type[ArpoError], what: str) -> Generator[None, None, None]:
         raise
     except Exception as error:  # foreign code may raise anything: this is the one place where it is given a type
         raise kind(f"{what}: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def own_cancellation(kind: type[ArpoError], what: str) -> Generator[None, None, None]:
+    """Give a `CancelledError` that foreign code raises by itself the type `kind`; that of our task passes.
+
+    Somebody else's future that was cancelled looks like the end of whoever waits for it, and would end a task in
+    silence.
+    """
+    try:
+        yield
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise kind(f"{what}: it cancelled itself") from None
 
 
 def cause(error: BaseException) -> BaseException:

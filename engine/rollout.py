@@ -33,8 +33,6 @@ from engine.standing import Standing
 from engine.tree import Path, TreeBuilder
 from engine.types import RolloutStatus, TrajectoryGroup
 
-FAILED = RolloutStatus.FAILED
-
 
 class TreeRollout:
     """One prompt's rollout and its cohort's `Member`. Used once: `await rollout.run()` returns the finished group."""
@@ -173,7 +171,7 @@ class TreeRollout:
         """All paths came to one score, and a tree of which that is so gets no further ones."""
         if self._config.grow == "all" or self._tree.live_paths or self._num_missing:
             return False
-        ended = [path.reward.score for path in self._tree.paths if path.reward and path.status is not FAILED]
+        ended = [p.reward.score for p in self._tree.paths if p.reward and p.status is not RolloutStatus.FAILED]
         return len(ended) > 1 and len(set(ended)) == 1
 
     def _start_first(self) -> None:

@@ -23,12 +23,29 @@ from engine.rollout_config import SamplingConfig
 from engine.stop_seam import StopSeam
 from engine.tree import Path, TreeBuilder
 from engine.turnstile import FIRST_COME, Precedence
-from engine.types import GenerateRequest, Int32, RolloutStatus, SamplingParams
+from engine.types import Completion, GenerateRequest, Int32, RolloutStatus, SamplingParams
 
 logger = logging.getLogger(__name__)
 
 RETRY_S = 0.1
 """Wait before a failed segment is continued; doubled each time."""
+
+
+def tokens_sampled(chunk: Completion, *, prompt_id: str, path: int) -> TokensSampled:
+    """What a chunk of a generator's stream adds to a path; an aborted request leaves its segment growing."""
+    return TokensSampled(
+        prompt_id=prompt_id,
+        path=path,
+        token_ids=chunk.token_ids,
+        logprobs=chunk.logprobs,
+        entropy_low=chunk.entropy_low,
+        entropy_high=chunk.entropy_high,
+        versions=chunk.versions,
+        finish_reason="" if chunk.finish_reason == "aborted" else chunk.finish_reason,
+        num_cached_tokens=chunk.num_cached_tokens,
+        num_prefilled_tokens=chunk.num_prefilled_tokens,
+        is_mixed=chunk.is_mixed,
+    )
 
 
 class CannotGoOn(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,21 +135,7 @@ class SegmentSampler:
             async for chunk in chunks:
                 patience.renew()
                 cut = seam.cut(chunk)
-                self._emit(
-                    TokensSampled(
-                        prompt_id=self._prompt_id,
-                        path=path.number,
-                        token_ids=cut.token_ids,
-                        logprobs=cut.logprobs,
-                        entropy_low=cut.entropy_low,
-                        entropy_high=cut.entropy_high,
-                        versions=cut.versions,
-                        finish_reason="" if cut.finish_reason == "aborted" else cut.finish_reason,
-                        num_cached_tokens=cut.num_cached_tokens,
-                        num_prefilled_tokens=cut.num_prefilled_tokens,
-                        is_mixed=cut.is_mixed,
-                    )
-                )
+                self._emit(tokens_sampled(cut, prompt_id=self._prompt_id, path=path.number))
                 self._on_progress(path)
                 if cut.finish_reason:
                     return

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from engine.errors import ArpoError, ToolError, boundary
+from engine.errors import ArpoError, ToolError, boundary, own_cancellation
 from engine.turnstile import Precedence
 from engine.types import ToolResult, ToolStatus
 from tools.breaker import Admission
@@ -132,17 +132,12 @@ class Lane:
 
     async def _attempt(self, arguments: dict[str, Any]) -> str:
         try:
-            with boundary(ToolError, self.tool.name):
+            with own_cancellation(ToolError, self.tool.name), boundary(ToolError, self.tool.name):
                 return await self.tool.run(arguments)
         except ToolError:
             raise
         except ArpoError as error:  # of an engine that the tool itself asks
             raise ToolError(f"{self.tool.name}: {error}") from error
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            raise ToolError(f"{self.tool.name}: it cancelled itself") from None
 
     def _result(self, text: str, status: ToolStatus, *, duration_s: float) -> ToolResult:
         self.count(busy_s=duration_s, **{f"num_{status}": 1})

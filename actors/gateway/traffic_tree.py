@@ -20,10 +20,10 @@ from engine.events import (
     PathStarted,
     PromptAdmitted,
     Rewarded,
-    TokensSampled,
     ToolFinished,
     ToolRequested,
 )
+from engine.segment import tokens_sampled
 from engine.tree import Path, TreeBuilder
 from engine.types import (
     Completion,
@@ -86,21 +86,7 @@ class TrafficTree:
         return self.builder.paths[child]
 
     def sample(self, path: Path, chunk: Completion) -> None:
-        self._emit(
-            TokensSampled(
-                prompt_id=self.prompt_id,
-                path=path.number,
-                token_ids=chunk.token_ids,
-                logprobs=chunk.logprobs,
-                entropy_low=chunk.entropy_low,
-                entropy_high=chunk.entropy_high,
-                versions=chunk.versions,
-                finish_reason="" if chunk.finish_reason == "aborted" else chunk.finish_reason,
-                num_cached_tokens=chunk.num_cached_tokens,
-                num_prefilled_tokens=chunk.num_prefilled_tokens,
-                is_mixed=chunk.is_mixed,
-            )
-        )
+        self._emit(tokens_sampled(chunk, prompt_id=self.prompt_id, path=path.number))
 
     def observe(
         self, path: Path, token_ids: Int32, *, calls: Sequence[ToolCall], results: Sequence[ToolResult]
