@@ -29,8 +29,8 @@ class Samples(Protocol):
 
         When the first `fork_after` tokens have been streamed, all of them but the last can be read from the cache by
         other requests. A backend whose cache reads what is running has nothing to do for it. One that shares only what
-        has ended ends a part there, and with it a chunk; it may miss a stop string that lies across, which is then the
-        caller's to find (`stop_seam`).
+        has ended ends a part there, and with it a chunk. What follows `begins_anew`, there and wherever else a backend
+        divides a request: a stop string that lies across is the caller's to find (`stop_seam`).
         """
         ...
 

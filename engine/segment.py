@@ -129,7 +129,6 @@ class SegmentSampler:
     async def _stream(self, path: Path, request: GenerateRequest) -> None:
         stops = _Stops(stop_strings=request.sampling.stop, renderer=self._renderer)
         seam = StopSeam(stops, request.token_ids[path.segment_start :])
-        fork_at = path.length + request.fork_after
         silence_s = self._sampling.chunk_timeout_s
         async with contextlib.aclosing(self._generator.generate(request)) as chunks, Patience(silence_s) as patience:
             async for chunk in chunks:
@@ -139,8 +138,6 @@ class SegmentSampler:
                 self._on_progress(path)
                 if cut.finish_reason:
                     return
-                if path.length == fork_at:
-                    seam = StopSeam(stops, self._tree.segment(path))
 
     def _request(self, path: Path, attempt: int, *, end: int, stop: tuple[str, ...]) -> GenerateRequest:
         return GenerateRequest(

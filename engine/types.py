@@ -74,7 +74,8 @@ class GenerateRequest(Value, frozen=True):
     cache_scope: str = ""
     """Prefixes are shared within a scope only: what one scope computed is neither read nor noticed by another."""
     stream_interval: int = 16
-    """Tokens in a streamed chunk; the last one may be shorter. The entropy monitor sets it to its k."""
+    """Tokens in a streamed chunk, or a few more; the last one of a request may be shorter. The entropy monitor sets it
+    to its k."""
     precedence: tuple[float, ...] = ()
     """Among requests that wait the smallest goes first, ties in the order of arrival (see `turnstile`)."""
     fork_after: int = 0
@@ -101,6 +102,8 @@ class Completion(Value, frozen=True):
     finish_reason: FinishReason = ""
     is_mixed: bool = False
     """True where the tokens were sampled over KV of an older version (`in_place` updates)."""
+    begins_anew: bool = False
+    """True where the backend began anew in the middle of the segment: it may miss a stop string that began before."""
     num_cached_tokens: int = 0
     """Prompt tokens read from the radix cache (in the first chunk; 0 later)."""
     num_prefilled_tokens: int = 0

@@ -25,6 +25,11 @@ def sampled(position: int) -> int:
     return (7 * position + 3) % VOCAB_SIZE
 
 
+def is_due(num_tokens: int, interval: int) -> bool:
+    """Whether a server that may send an event every so many tokens sends one behind so many."""
+    return num_tokens % interval == (1 if interval > 1 else 0)
+
+
 def write_model(folder: Path) -> str:
     """Say in `folder` what model the fake serves; a client reads nothing else of it."""
     shape = ModelShape(
@@ -60,6 +65,7 @@ class _Running:
         self.body = body
         self.num_cached = num_cached
         self.versions: list[str] = []
+        self.num_sent = 0
         self.is_aborted = False
         self.cut: Cut = ""
 
@@ -225,15 +231,16 @@ class FakeSglang:
                 await self.until(lambda: bool(one.cut) or one.is_aborted or self._may_sample(one))
                 if one.cut:
                     break
-                if not one.is_aborted:
-                    one.versions.append(self.weight_version)
+                if self._may_sample(one):
+                    one.versions.append(self.weight_version)  # one that runs samples once more when it is aborted
                 if one.is_aborted:
                     finish = {"type": "abort"}
                 elif (last := sampled(len(one.versions) - 1)) in body["sampling_params"]["stop_token_ids"]:
                     finish = {"type": "stop", "matched": last}
                 elif len(one.versions) == size:
                     finish = {"type": "length", "length": size}
-                await response.write(b"data: " + json.dumps(self._event(one, finish)).encode() + b"\n\n")
+                if finish is not None or is_due(len(one.versions), body["sampling_params"]["stream_interval"]):
+                    await response.write(b"data: " + json.dumps(self._event(one, finish)).encode() + b"\n\n")
             if one.cut == "broken" and request.transport is not None:
                 request.transport.abort()
             elif one.cut != "ended":
@@ -263,10 +270,10 @@ class FakeSglang:
         return min(longest, len(body["input_ids"]) - 1)
 
     def _event(self, one: _Running, finish: dict[str, Any] | None) -> dict[str, Any]:
-        """One new token where the server streams incrementally, and all so far where it does not."""
+        """The new tokens where the server streams incrementally, and all so far where it does not."""
         end = len(one.versions)
-        is_new = finish is None or finish["type"] != "abort"
-        positions = range(end - is_new if self.is_incremental else 0, end)
+        positions = range(one.num_sent if self.is_incremental else 0, end)
+        one.num_sent = end
         logprob = -math.log(VOCAB_SIZE)
         top = [[logprob, token, None] for token in range(one.body["top_logprobs_num"])]
         meta: dict[str, Any] = {

@@ -442,18 +442,22 @@ def test_aepo_chooses_its_first_paths_after_its_monitor_has_ended(tokenizer: HfT
     assert [p.is_supplement for p in unsure_of_tools.tree.paths] == [False] + [True] * 4
 
 
-def test_stop_string_across_a_fork_ends_the_segment() -> None:
-    """The probe ends inside a call that the tag tokenizer writes in pieces."""
+class Letters:
+    """A dialect whose tokens are single characters."""
 
-    class Letters:
-        stop_strings = ("</search>",)
+    stop_strings = ("</search>",)
 
-        def text(self, token_ids: np.ndarray) -> str:
-            return "".join(chr(t) for t in token_ids)
+    def text(self, token_ids: np.ndarray) -> str:
+        return "".join(chr(t) for t in token_ids)
 
+    @staticmethod
     def ids(text: str) -> np.ndarray:
         return np.array([ord(c) for c in text], np.int32)
 
+
+def test_stop_string_across_a_fork_ends_the_segment() -> None:
+    """The probe ends inside a call that the tag tokenizer writes in pieces."""
+    ids = Letters.ids
     request = GenerateRequest(request_id="x", token_ids=ids(""), sampling=SamplingParams(max_new_tokens=64))
 
     async def first_chunk() -> object:
@@ -469,6 +473,33 @@ def test_stop_string_across_a_fork_ends_the_segment() -> None:
     assert untouched is chunk
     behind_one = StopSeam(Letters(), ids("I look </search>")).cut(chunk)
     assert behind_one is chunk, "what ended before is gone on with"
+
+
+def test_stop_string_across_any_place_where_a_backend_begins_anew_ends_the_segment() -> None:
+    def chunk(text: str, *, begins_anew: bool) -> Completion:
+        zeros = np.zeros(len(text), np.float32)
+        return Completion(
+            request_id="x",
+            token_ids=Letters.ids(text),
+            logprobs=zeros,
+            entropy_low=zeros,
+            entropy_high=zeros,
+            versions=np.zeros(len(text), np.int32),
+            begins_anew=begins_anew,
+        )
+
+    for pieces, size in (
+        ((" I look </sea", "rch> and on"), 4),
+        (("I look", " </se", "a", "rch> and on"), 4),
+        (("I look </search", ">"), 1),
+    ):
+        seam = StopSeam(Letters(), Letters.ids(""))
+        *before, last = (chunk(piece, begins_anew=n > 0) for n, piece in enumerate(pieces))
+        assert all(seam.cut(one) is one for one in before)
+        assert (seam.cut(last).token_ids.size, seam.cut(last).finish_reason) == (size, "stop")
+        seam = StopSeam(Letters(), Letters.ids(""))
+        for one in (chunk(piece, begins_anew=False) for piece in pieces):
+            assert seam.cut(one) is one, "the server sees what lies in one request"
 
 
 @pytest.mark.parametrize("fork_at", ["probe_end", "tool_result"])

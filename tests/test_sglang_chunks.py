@@ -98,7 +98,11 @@ def certain(size: int) -> Segment:
 
 
 def reader(
-    *, interval: int = 1, is_incremental: bool = True, is_mixed: Callable[[Version], bool] = lambda version: False
+    *,
+    interval: int = 1,
+    version: Version = 0,
+    is_incremental: bool = True,
+    is_mixed: Callable[[Version], bool] = lambda version: False,
 ) -> ChunkReader:
     request = GenerateRequest(
         request_id="r",
@@ -106,14 +110,21 @@ def reader(
         sampling=SamplingParams(max_new_tokens=24),
         stream_interval=interval,
     )
-    return ChunkReader(request, vocab_size=VOCAB_SIZE, is_incremental=is_incremental, is_mixed=is_mixed)
+    return ChunkReader(
+        request, version=version, vocab_size=VOCAB_SIZE, is_incremental=is_incremental, is_mixed=is_mixed
+    )
 
 
 def read(
     segment: Segment, borders: list[int], *, interval: int, is_incremental: bool, mixed_from: Version = 99
 ) -> list[Completion]:
-    """The chunks of a segment whose events end at `borders`."""
-    reading = reader(interval=interval, is_incremental=is_incremental, is_mixed=lambda version: version >= mixed_from)
+    """The chunks of a segment whose events end at `borders`, from a server that had its first version."""
+    reading = reader(
+        interval=interval,
+        version=segment.versions[0] if segment.size else 0,
+        is_incremental=is_incremental,
+        is_mixed=lambda version: version >= mixed_from,
+    )
     chunks: list[Completion | None] = []
     for start, end in zip([0, *borders], borders, strict=False):
         assert not reading.is_ended
@@ -132,8 +143,7 @@ def joined(chunks: list[Completion], name: str) -> list[float]:
 def test_however_a_segment_is_cut_into_events_its_chunks_join_to_the_same_arrays(
     segment: Segment, cuts: list[int], interval: int, mixed_from: int
 ) -> None:
-    changes = [n for n in range(1, segment.size) if segment.versions[n] != segment.versions[n - 1]]
-    borders = sorted([*changes, *(cut for cut in cuts if cut <= segment.size)])
+    borders = sorted(cut for cut in cuts if cut <= segment.size)
     logprobs = [segment.logprob(n, token) for n, token in enumerate(segment.token_ids)]
     for is_incremental in (True, False):
         chunks = read(segment, borders, interval=interval, is_incremental=is_incremental, mixed_from=mixed_from)
@@ -148,8 +158,9 @@ def test_however_a_segment_is_cut_into_events_its_chunks_join_to_the_same_arrays
         assert all(chunk.token_ids.size >= interval for chunk in chunks[:-1])
         assert [chunk.is_mixed for chunk in chunks] == [bool((chunk.versions >= mixed_from).any()) for chunk in chunks]
         later = [0] * (len(chunks) - 1)
-        assert [chunk.num_cached_tokens for chunk in chunks] == [NUM_CACHED, *later]
-        assert [chunk.num_prefilled_tokens for chunk in chunks] == [NUM_PROMPT - NUM_CACHED, *later]
+        cached, computed = (NUM_CACHED, NUM_PROMPT - NUM_CACHED) if segment.size else (0, 0)
+        assert [chunk.num_cached_tokens for chunk in chunks] == [cached, *later]
+        assert [chunk.num_prefilled_tokens for chunk in chunks] == [computed, *later]
         for chunk in chunks:
             assert {chunk.token_ids.dtype, chunk.versions.dtype} == {np.dtype(np.int32)}
             assert {chunk.logprobs.dtype, chunk.entropy_low.dtype, chunk.entropy_high.dtype} == {np.dtype(np.float32)}
@@ -180,7 +191,8 @@ def test_the_last_chunk_says_why_it_is_the_last(finish: dict[str, Any], reason: 
     chunk = reading.read(certain(2).event(1, 2, finish=finish))
     assert chunk is not None
     assert chunk.finish_reason == reason
-    assert chunk.token_ids.tolist() == [0, 1]
+    # The last token of an aborted request was not looked at: it may be a stop.
+    assert chunk.token_ids.tolist() == ([0] if reason == "aborted" else [0, 1])
     assert reading.is_ended
 
 
@@ -209,14 +221,16 @@ def test_one_that_is_aborted_while_it_waits_repeats_no_token(num_read: int, is_i
     chunk = reading.read(json.dumps(event).encode())
     assert chunk is not None
     assert chunk.finish_reason == "aborted"
-    assert chunk.token_ids.tolist() == [0, 1, 2]
-    assert chunk.logprobs.tolist() == [np.float32(-math.log(VOCAB_SIZE))] * 3
+    num_tokens = 3 if num_read == 3 else 2  # as one that runs, of which the last new token is left out
+    assert chunk.token_ids.tolist() == [0, 1, 2][:num_tokens]
+    assert chunk.logprobs.tolist() == [np.float32(-math.log(VOCAB_SIZE))] * num_tokens
 
 
 def test_one_that_is_aborted_before_its_first_token_has_none() -> None:
     chunk = reader().read(certain(0).event(0, 0, finish={"type": "abort", "message": "Abort in waiting queue"}))
     assert chunk is not None
     assert (chunk.finish_reason, chunk.token_ids.size, chunk.entropy_high.size) == ("aborted", 0, 0)
+    assert (chunk.num_cached_tokens, chunk.num_prefilled_tokens) == (0, 0), "nothing was computed for it"
 
 
 @pytest.mark.parametrize("is_incremental", [True, False], ids=["incremental", "cumulative"])
@@ -227,8 +241,32 @@ def test_spans_tell_tokens_of_one_event_apart(is_incremental: bool, caplog: pyte
     assert not caplog.records
 
 
+@pytest.mark.parametrize("is_incremental", [True, False], ids=["incremental", "cumulative"])
+def test_tokens_of_an_event_between_two_versions_are_held_until_the_end_tells_them_apart(is_incremental: bool) -> None:
+    segment = certain(9)._replace(versions=[1, 1, 1, 2, 2, 2, 2, 2, 2])
+    chunks = read(segment, [1, 2, 4, 6, 8], interval=2, is_incremental=is_incremental)
+    assert [chunk.versions.tolist() for chunk in chunks] == [[1, 1], [1, 2, 2, 2, 2, 2, 2]]
+
+
+def test_even_a_single_token_is_in_doubt_behind_an_update() -> None:
+    """It may have been sampled before, and sent behind it."""
+    reading = reader(version=1)
+    assert reading.read(certain(2).event(0, 1, weight_version="2")) is None
+    assert reading.is_in_doubt
+    chunk = reading.read(certain(3)._replace(versions=[1, 2, 2]).event(1, 3, finish={"type": "abort"}))
+    assert chunk is not None
+    assert chunk.versions.tolist() == [1, 2]
+
+
+def test_what_is_in_doubt_when_a_request_ends_without_spans_is_no_answer() -> None:
+    reading = reader(version=1, interval=4)
+    assert reading.read(certain(4).event(0, 4, weight_version="2")) is None
+    with pytest.raises(GeneratorError, match=r"^r: it ended, and nothing said which version is where$"):
+        reading.read(certain(5).event(4, 5, finish=LENGTH, weight_versions=[], weight_version="2"))
+
+
 def test_a_version_that_turns_out_to_have_been_another_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    reading = reader()
+    reading = reader(version=7)
     reading.read(certain(3).event(0, 2, weight_version="7"))
     with caplog.at_level(logging.WARNING):
         reading.read(certain(3).event(2, 3, finish=LENGTH))

@@ -282,7 +282,7 @@ def test_a_request_is_sent_with_all_that_it_asks_for(model: str) -> None:
                     "no_stop_trim": True,
                     "skip_special_tokens": False,
                     "sampling_seed": 5,
-                    "stream_interval": 1,
+                    "stream_interval": 4,
                 },
                 "return_logprob": True,
                 "top_logprobs_num": VOCAB_SIZE,
@@ -291,7 +291,7 @@ def test_a_request_is_sent_with_all_that_it_asks_for(model: str) -> None:
             }
             assert [chunk.request_id for chunk in chunks] == ["r", "r"]
             assert [chunk.finish_reason for chunk in chunks] == ["", "length"]
-            assert [chunk.token_ids.size for chunk in chunks] == [4, 4]
+            assert [chunk.token_ids.size for chunk in chunks] == [5, 3]  # a server counts from the second one on
             assert tokens_of(chunks) == [sampled(n) for n in range(8)]
             for name in ("entropy_low", "entropy_high"):
                 assert np.concatenate([getattr(chunk, name) for chunk in chunks]) == pytest.approx(np.log(VOCAB_SIZE))
@@ -435,7 +435,7 @@ def test_a_stream_that_ends_before_its_end_is_an_error_behind_what_was_heard(
             server.change(limit=5)
             stream = generator.generate(ask())
             chunks = [await anext(stream), await anext(stream)]
-            assert tokens_of(chunks) == [sampled(n) for n in range(4)]
+            assert tokens_of(chunks) == [sampled(n) for n in range(5)]
             server.cut(how)
             with pytest.raises(GeneratorError, match=message) as caught:
                 await anext(stream)
@@ -577,7 +577,7 @@ def test_a_running_request_goes_on_or_ends_as_the_mode_says_and_is_marked_where_
         async with connected(model) as (server, generator):
             chunks = await updated_midway(server, generator, mode)
             assert versions_of(chunks) == versions
-            assert [chunk.is_mixed for chunk in chunks] == is_mixed
+            assert [chunk.is_mixed for chunk in chunks for _ in chunk.token_ids] == is_mixed
             assert set(versions_of(await collect(generator, ask("later")))) == {3}
 
     asyncio.run(main())
@@ -591,13 +591,14 @@ def test_nothing_is_mixed_though_tokens_come_before_the_answer_to_continue(model
             begun = [await anext(stream), await anext(stream)]
             updating = asyncio.create_task(generator.update_weights(REF, mode="retract"))
             await server.until_called("/continue_generation")
-            server.change(limit=None)
-            rest = [chunk async for chunk in stream]
+            server.change(limit=3)
+            begun.append(await anext(stream))
             assert not updating.done()
-            server.change(holding=set())
+            server.change(holding=set(), limit=None)
             await updating
+            rest = [chunk async for chunk in stream]
             assert versions_of(begun + rest) == [0, 0, 3, 3]
-            assert not any(chunk.is_mixed for chunk in rest)
+            assert not any(chunk.is_mixed for chunk in begun + rest)
 
     asyncio.run(main())
 
@@ -607,14 +608,49 @@ def test_a_retract_behind_an_update_in_place_makes_a_request_clean_again(model: 
         async with connected(model) as (server, generator):
             chunks: list[Completion] = []
             stream = generator.generate(ask(num_new=6, interval=1))
-            for limit, mode in ((1, "retract"), (2, "in_place"), (3, "in_place"), (4, "retract"), (5, "in_place")):
-                server.change(limit=limit)
+            modes: tuple[UpdateMode, ...] = ("retract", "in_place", "in_place", "retract", "in_place")
+            for version, mode in enumerate(modes, start=1):
+                # Behind an update a request is ended with its next token, and goes on as another one.
+                server.change(limit=1 + (version + 1) % 2)
                 chunks.append(await anext(stream))
-                await generator.update_weights(WeightRef(version=limit, path="/w"), mode=mode)
+                await generator.update_weights(WeightRef(version=version, path="/w"), mode=mode)
             server.change(limit=None)
             chunks += [chunk async for chunk in stream]
             assert versions_of(chunks) == [0, 1, 2, 3, 4, 5]
             assert [chunk.is_mixed for chunk in chunks] == [False, False, True, True, False, True]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("mode", ["retract", "in_place"])
+@pytest.mark.parametrize("interval", [1, 2, 4])
+def test_a_request_goes_on_as_another_one_when_an_event_may_hold_tokens_of_two_versions(
+    model: str, interval: int, mode: UpdateMode
+) -> None:
+    """Nothing but the end of a request tells them apart, so it is ended; its rest reads what it computed."""
+
+    async def main() -> None:
+        async with connected(model) as (server, generator):
+            server.change(limit=4)
+            running = asyncio.create_task(collect(generator, ask(num_new=12, interval=interval, fork_after=9, seed=5)))
+            await server.until(lambda: [len(one.versions) for one in server.running.values()] == [4])
+            await generator.update_weights(REF, mode=mode)
+            server.change(limit=6)
+            await server.until(lambda: len(server.bodies("/generate")) == 2)
+            server.change(limit=None)
+            chunks = await running
+            first, second, third = server.bodies("/generate")
+            num_first = len(second["input_ids"]) - 4
+            assert 4 < num_first <= 6
+            assert versions_of(chunks) == [0] * 4 + [3] * 8
+            lengths = [body["sampling_params"].pop("max_new_tokens") for body in (first, second, third)]
+            assert lengths == [9, 9 - num_first, 3]
+            assert first["sampling_params"] == second["sampling_params"] == third["sampling_params"]
+            assert [body["rid"] for body in server.bodies("/abort_request")] == [first["rid"]]
+            assert [chunk.finish_reason for chunk in chunks] == [""] * (len(chunks) - 1) + ["length"]
+            # Each part computes its last token, as every next token does, and reads all else.
+            assert sum(chunk.num_prefilled_tokens for chunk in chunks) == 4
+            assert (await generator.statistics()).num_requests == 1
 
     asyncio.run(main())
 

@@ -1,13 +1,12 @@
-"""Flights: who may go, who is told what, and when it is quiet."""
+"""Flights: who may go, and who is told what."""
 
 import asyncio
-from collections.abc import Sequence
 
 import pytest
 
 from engine.clock import run_virtual
 from engine.errors import GeneratorError
-from engine.inference.sglang_flights import LONGEST_QUIET_S, QUIET_S, Flight, Flights
+from engine.inference.sglang_flights import Flight, Flights
 
 
 async def flying(flights: Flights, name: str = "r", *, has_more: bool = False) -> Flight:
@@ -16,52 +15,6 @@ async def flying(flights: Flights, name: str = "r", *, has_more: bool = False) -
     await flights.enter(flight)
     flights.send(flight, has_more=has_more)
     return flight
-
-
-def quiet_after(tokens_at: Sequence[float]) -> float:
-    """Seconds until it is quiet, where a request hears its tokens at these times."""
-
-    async def main() -> float:
-        flights = Flights()
-        flight = await flying(flights)
-
-        async def hear() -> None:
-            for at in tokens_at:
-                await asyncio.sleep(at - asyncio.get_running_loop().time())
-                flights.hear(flight, has_more=False)
-
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(hear(), name="hear")
-            await asyncio.sleep(0)
-            begin = asyncio.get_running_loop().time()
-            await flights.until_quiet()
-            return asyncio.get_running_loop().time() - begin
-
-    return run_virtual(main())
-
-
-def test_it_is_quiet_when_nothing_has_been_heard_for_a_while() -> None:
-    assert quiet_after([0.0]) == pytest.approx(QUIET_S)
-    assert quiet_after([0.0, 0.03, 0.07]) == pytest.approx(0.07 + QUIET_S)
-    # What is heard later than that was not on its way when the silence began.
-    assert quiet_after([0.0, 0.03, 0.03 + 2 * QUIET_S]) == pytest.approx(0.03 + QUIET_S)
-
-
-def test_one_who_never_falls_silent_is_waited_for_no_longer_than_that() -> None:
-    assert quiet_after([n * QUIET_S / 2 for n in range(200)]) == pytest.approx(LONGEST_QUIET_S)
-
-
-def test_it_is_quiet_at_once_where_nobody_runs() -> None:
-    async def main() -> float:
-        flights = Flights()
-        flight = await flying(flights)
-        flights.hear(flight, has_more=False)
-        flights.end(flight)
-        begin = asyncio.get_running_loop().time()
-        await flights.until_quiet()
-        return asyncio.get_running_loop().time() - begin
-
-    assert run_virtual(main()) == 0.0
 
 
 def test_seconds_at_the_gate_and_between_requests_are_not_busy() -> None:
@@ -111,6 +64,25 @@ def test_all_is_whole_when_the_server_has_said_something_of_every_last_part() ->
         flights.end(other)  # one that stopped in its first part
         await asyncio.sleep(1.0)
         assert not waiting.done(), "the second part may be on its way"
+        flights.hear(flight, has_more=False)
+        await waiting
+
+    run_virtual(main())
+
+
+def test_a_part_that_is_cut_short_is_not_the_last_one_until_another_has_been_heard_of() -> None:
+    async def main() -> None:
+        flights = Flights()
+        flight = await flying(flights)
+        flights.hear(flight, has_more=False)
+        flights.cut(flight)
+        flights.hear(flight, has_more=False)  # what comes until it has ended
+        waiting = asyncio.create_task(flights.until_whole())
+        await asyncio.sleep(1.0)
+        assert not waiting.done()
+        flights.send(flight, has_more=False)
+        await asyncio.sleep(1.0)
+        assert not waiting.done(), "the rest may be on its way"
         flights.hear(flight, has_more=False)
         await waiting
 

@@ -74,12 +74,12 @@ class ScriptedGenerator:
                     raise GeneratorError(f"scripted failure of {request.request_id}")
                 await asyncio.sleep(script.token_s * (end - start))
                 if request.request_id in self._aborted:
-                    yield self._chunk(request, [], [], "aborted", is_first=start == 0)
+                    yield self._chunk(request, [], [], "aborted", start=start)
                     return
                 is_last = end == len(tokens)
                 self._num_sampled += end - start
                 chunk, levels = tokens[start:end], entropies[start:end]
-                yield self._chunk(request, chunk, levels, reason if is_last else "", is_first=start == 0)
+                yield self._chunk(request, chunk, levels, reason if is_last else "", start=start)
         finally:
             self._aborted.discard(request.request_id)
             self._running.pop(request.request_id, None)
@@ -110,7 +110,7 @@ class ScriptedGenerator:
         )
 
     def _chunk(
-        self, request: GenerateRequest, tokens: list[int], levels: list[float], reason: FinishReason, *, is_first: bool
+        self, request: GenerateRequest, tokens: list[int], levels: list[float], reason: FinishReason, *, start: int
     ) -> Completion:
         entropy = np.array(levels, np.float32)
         return Completion(
@@ -122,7 +122,9 @@ class ScriptedGenerator:
             versions=np.full(len(tokens), self._version, np.int32),
             finish_reason=reason,
             is_mixed=self._running[request.request_id] != self._version,
-            num_prefilled_tokens=request.token_ids.size if is_first else 0,
+            # As a backend that shares only what has ended, and so divides a request where forks may begin.
+            begins_anew=0 < start == request.fork_after,
+            num_prefilled_tokens=0 if start else request.token_ids.size,
         )
 
 

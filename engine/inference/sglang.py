@@ -6,7 +6,10 @@ radix cache. No prefix of old weights is read: an update flushes the cache, or c
 
 What a request samples can be read by others when it ends, and not before. One that names a place where forks may begin
 (`GenerateRequest.fork_after`) is therefore sent in two parts: the first ends there, and the second goes on from its
-cache. They have one seed, which SGLang applies to positions, one key, and one stream.
+cache. They have one seed, which SGLang applies to positions, one key, and one stream. A request under which the version
+changes is divided in the same way: the server says at the end of a request, and not before, which token is of which
+version, so it is ended at the first event of another version, and goes on. Events may so hold many tokens, which spares
+the server and this client most of what streaming costs them.
 
 An update closes the gate for new requests, and then, by its mode:
 
@@ -34,7 +37,7 @@ from engine.inference.sglang_config import SglangConfig
 from engine.inference.sglang_flights import Flight, Flights
 from engine.inference.sglang_http import SglangHttp
 from engine.inference.sglang_meeting import meet
-from engine.inference.sglang_parts import continued, first_part, second_part
+from engine.inference.sglang_parts import continued, next_part, rest
 from engine.inference.sglang_weights import WeightSender
 from engine.inference.shape import read_shape
 from engine.reports import GeneratorStatistics
@@ -140,7 +143,6 @@ class SglangGenerator:
                     try:
                         # Inside: nobody knows whether a pause without an answer has come to be.
                         await self._http.tell("/pause_generation", {"mode": mode})
-                        await self._flights.until_quiet()
                         await self._sender.send(ref, flush=flushes)
                         self._note(ref, mode=mode)  # before a token of it can come
                     finally:
@@ -164,34 +166,33 @@ class SglangGenerator:
     # -- one request ------------------------------------------------------------------------------------------------
 
     async def _in_parts(self, request: GenerateRequest, flight: Flight) -> AsyncGenerator[Completion, None]:
-        """One stream, over two requests to the server where forks may begin in between."""
+        """One stream, over as many requests to the server as forks and updates make of it."""
         begun_at, salt = self._version, self._salt
-        first = first_part(request)
-        if first is not None:
+        left, is_later = request, False
+        while True:
+            await self._flights.go_on(flight)
+            if flight.is_aborted:
+                yield aborted(request)
+                return
             sampled: list[Int32] = []
-            async with contextlib.aclosing(self._part(first, flight, begun_at, salt, has_more=True)) as chunks:
+            async with contextlib.aclosing(self._part(left, flight, begun_at, salt)) as chunks:
                 async for chunk in chunks:
-                    sampled.append(chunk.token_ids)
-                    yield chunk
+                    yield continued(chunk) if is_later and not sampled else chunk
                     if chunk.finish_reason:
                         return
-            request = second_part(request, np.concatenate(sampled))
-        async with contextlib.aclosing(self._part(request, flight, begun_at, salt, has_more=False)) as chunks:
-            is_later = first is not None
-            async for chunk in chunks:
-                yield continued(chunk) if is_later else chunk
-                is_later = False
+                    sampled.append(chunk.token_ids)
+            if sampled:
+                left, is_later = rest(left, np.concatenate(sampled)), True
 
     async def _part(
-        self, request: GenerateRequest, flight: Flight, begun_at: Version, salt: Version, *, has_more: bool
+        self, left: GenerateRequest, flight: Flight, begun_at: Version, salt: Version
     ) -> AsyncGenerator[Completion, None]:
-        """One request to the server; it ends without a finish reason where it `has_more` and ran to its length."""
-        await self._flights.go_on(flight)
-        if flight.is_aborted:
-            yield aborted(request)
-            return
+        """One request to the server for what is `left`; it ends without a finish reason where more is left then."""
+        request = next_part(left)
+        has_more = request is not left
         reader = ChunkReader(
             request,
+            version=self._version,
             vocab_size=self._shape.vocab_size,
             is_incremental=self._server.is_incremental,
             is_mixed=lambda version: self._is_mixed(version, begun_at=begun_at),
@@ -207,9 +208,16 @@ class SglangGenerator:
                     chunk = reader.read(event)
                     if reader.is_ended:
                         await _read_on(events)
+                    elif reader.is_in_doubt and not flight.is_cut:
+                        self._flights.cut(flight)
+                        await self._let_go(name)
                     if chunk is not None:
-                        is_over = not (has_more and chunk.finish_reason == "length")
-                        yield chunk if is_over else msgspec.structs.replace(chunk, finish_reason="")
+                        if (chunk.finish_reason == "length" and has_more) or (
+                            chunk.finish_reason == "aborted" and flight.is_cut and not flight.is_aborted
+                        ):
+                            chunk = msgspec.structs.replace(chunk, finish_reason="")
+                        if chunk.finish_reason or chunk.token_ids.size:
+                            yield chunk
                     if reader.is_ended:
                         return
             raise GeneratorError(f"request {request.request_id}: the stream ended, and nothing said why")
@@ -232,9 +240,7 @@ class SglangGenerator:
                 "no_stop_trim": True,
                 "skip_special_tokens": False,
                 "sampling_seed": sampling.seed % 2**31,
-                # Between the ends of requests the server names one version an event, and an event is of one version
-                # only where it is one token. `ChunkReader` makes larger chunks of them.
-                "stream_interval": 1,
+                "stream_interval": request.stream_interval,
             },
             "return_logprob": True,
             "top_logprobs_num": min(self._config.top_logprobs, self._shape.vocab_size),

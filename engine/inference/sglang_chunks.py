@@ -1,8 +1,9 @@
 """What SGLang streams, as `Completion`s.
 
 Each event holds the tokens since the last one where the server streams incrementally, and all tokens so far where it
-does not. The version of a token is the one that the server names in the event that brings it, which is exact where an
-event is one token; the last event also has exact spans over all tokens, which are compared.
+does not. The server names one version an event, the one it has when it sends it. Where that is still the version that
+the request began with, all its tokens are of it. Where it is another one, nothing but the spans of the last event says
+which token is of which: what is in doubt is held, and whoever reads should end the request, to learn it now.
 
 Log-probabilities and alternatives are those of the distribution that was sampled from: SGLang divides the logits by the
 temperature first, and takes temperature 1 for a greedy request, which is what `Completion` asks for.
@@ -68,24 +69,29 @@ class ChunkReader:
         self,
         request: GenerateRequest,
         *,
+        version: Version,
         vocab_size: int,
         is_incremental: bool,
         is_mixed: Callable[[Version], bool],
     ) -> None:
-        """`is_mixed` says whether a token of this version was sampled over KV of an older one."""
+        """`version` is the server's before it gets the request; `is_mixed` says whether a token of a version was
+        sampled over KV of an older one."""
         self._request = request
+        self._version = version
         self._vocab_size = vocab_size
         self._is_incremental = is_incremental
         self._is_mixed = is_mixed
         self._held: list[_Event] = []
-        """Incremental events that do not fill a chunk yet."""
+        """Incremental events that do not fill a chunk yet, or are in doubt."""
         self._num_held = 0
         self._versions: list[Version] = []
         """Of all tokens so far, those that are held included."""
+        self.is_in_doubt = False
+        """Whether the server has changed its version since; no chunk is complete before the last event then."""
         self.is_ended = False
 
     def read(self, payload: bytes) -> Completion | None:
-        """The chunk that an event completes; None where it is held until `stream_interval` tokens are there.
+        """The chunk that an event completes; None where it is held: for `stream_interval` tokens, or for the end.
 
         Raises `GeneratorError` for an event that reports one, or that cannot be read.
         """
@@ -101,13 +107,14 @@ class ChunkReader:
         if not self._is_incremental:
             event = self._news(event)
         if finish is not None and finish.type == "abort":
+            # The last token of one that runs is not looked at: it may be a stop, or complete one, so it is left out.
             # One that is aborted while it waits, after a retract, repeats its last token, and all log-probabilities.
-            num_new = max(event.meta_info.completion_tokens - len(self._versions), 0)
+            num_new = max(event.meta_info.completion_tokens - len(self._versions) - 1, 0)
             event = msgspec.structs.replace(event, output_ids=event.output_ids[:num_new])
         self._stamp(event)
         self._held.append(event)
         self._num_held += len(event.output_ids)
-        if finish is None and self._num_held < self._request.stream_interval:
+        if finish is None and (self.is_in_doubt or self._num_held < self._request.stream_interval):
             return None
         return self._chunk(event.meta_info, finish)
 
@@ -125,16 +132,20 @@ class ChunkReader:
         """Note the version of each new token."""
         meta = event.meta_info
         if event.output_ids:
-            self._versions += [self._number(meta.weight_version)] * len(event.output_ids)
+            version = self._number(meta.weight_version)
+            self.is_in_doubt |= version != self._version
+            self._versions += [version] * len(event.output_ids)
         if not meta.weight_versions:
+            if meta.finish_reason is not None and self.is_in_doubt:
+                raise GeneratorError(f"{self._request.request_id}: it ended, and nothing said which version is where")
             return
-        exact = np.array(self._versions)
+        exact = np.array(self._versions, np.int32)
         for span in meta.weight_versions:
             exact[span.start : span.end] = self._number(span.version)
-        num_early = len(self._versions) - len(event.output_ids)
-        if (num_wrong := int((exact != self._versions)[:num_early].sum())) > 0:
+        num_told = len(self._versions) - len(event.output_ids) - self._num_held
+        if (num_wrong := int((exact != self._versions)[:num_told].sum())) > 0:
             logger.warning("%s: %d tokens were stamped with another version", self._request.request_id, num_wrong)
-        self._versions[num_early:] = exact[num_early:].tolist()
+        self._versions[num_told:] = exact[num_told:].tolist()
 
     def _chunk(self, meta: _Meta, finish: _Finish | None) -> Completion:
         tokens = [token for event in self._held for token in event.output_ids]
@@ -147,6 +158,7 @@ class ChunkReader:
             )
         low_T, high_T = self._entropies(top)
         start = len(self._versions) - len(tokens)
+        is_first = start == 0 and len(tokens) > 0  # nothing is computed of a prompt that is aborted while it waits
         versions = self._versions[start:]
         self._held, self._num_held = [], 0
         self.is_ended = finish is not None
@@ -159,8 +171,8 @@ class ChunkReader:
             versions=np.array(versions, np.int32),
             finish_reason=self._reason(finish),
             is_mixed=any(self._is_mixed(version) for version in set(versions)),
-            num_cached_tokens=0 if start else meta.cached_tokens,
-            num_prefilled_tokens=0 if start else meta.prompt_tokens - meta.cached_tokens,
+            num_cached_tokens=meta.cached_tokens if is_first else 0,
+            num_prefilled_tokens=meta.prompt_tokens - meta.cached_tokens if is_first else 0,
         )
 
     def _entropies(self, top: list[list[_Scored]]) -> tuple[Float32, Float32]:

@@ -1,8 +1,9 @@
 """Flights: the requests of one client, from its gate to their ends.
 
-A request is one stream to its caller and may be several requests to the server, one after the other: its *parts*. The
-gate keeps new requests while weights are updated; what is on its way already goes on to its next part while it is
-drained, and not while it is shut.
+A request is one stream to its caller and may be several requests to the server, one after the other: its *parts*. A
+part ends where it is meant to, or where it is cut short, so that its rest goes on as another one. The gate keeps new
+requests while weights are updated; what is on its way already goes on to its next part while it is drained, and not
+while it is shut.
 """
 
 import asyncio
@@ -11,10 +12,6 @@ from typing import Literal
 from uuid import uuid4
 
 from engine.errors import GeneratorError
-
-QUIET_S = 0.05
-"""Silence after which nothing sampled before a pause is taken to be on its way."""
-LONGEST_QUIET_S = 2.0
 
 Gate = Literal["open", "draining", "shut"]
 
@@ -31,6 +28,8 @@ class Flight:
         self.is_heard = False
         """The server has said something of this part, so it knows the part's name."""
         self.is_aborted = False
+        self.is_cut = False
+        """The part that was sent last is being ended, and is not the last one."""
         self.has_more = False
         """A later part is not at the server yet."""
 
@@ -49,7 +48,6 @@ class Flights:
         """Past the gate."""
         self._busy_s = 0.0
         self._busy_since = 0.0
-        self._heard_at = 0.0
 
     @property
     def num_waiting(self) -> int:
@@ -87,14 +85,17 @@ class Flights:
         self._num_parts += 1
         # SGLang aborts whatever begins with a name, so no name may begin another one.
         flight.name = f"{self._client};{self._num_parts};{flight.request_id};"
-        flight.is_heard = False
+        flight.is_heard = flight.is_cut = False
         flight.has_more |= has_more
+
+    def cut(self, flight: Flight) -> None:
+        """The part that is at the server is ended early; its rest is still to be sent."""
+        flight.is_cut = flight.has_more = True
 
     def hear(self, flight: Flight, *, has_more: bool) -> bool:
         """The server said something of a part; True where it may have missed that the request is aborted."""
-        self._heard_at = _now()
         is_first, flight.is_heard = not flight.is_heard, True
-        if flight.has_more and not has_more:
+        if flight.has_more and not (has_more or flight.is_cut):
             flight.has_more = False
             self._change()
         return is_first and flight.is_aborted
@@ -126,16 +127,6 @@ class Flights:
     async def until_whole(self) -> None:
         """Wait until the server has the last part of every request; new ones must be kept at the gate."""
         await self._until(lambda: not any(flight.has_more for flight in self._all.values()))
-
-    async def until_quiet(self) -> None:
-        """Wait for what was sampled before a pause: the server stamps a token with the version it has when it sends
-        it, so none may be on its way when the version changes. Takes `LONGEST_QUIET_S` at most."""
-        give_up_at = _now() + LONGEST_QUIET_S
-        while self.num_running:
-            quiet_at = min(self._heard_at + QUIET_S, give_up_at)
-            if quiet_at <= _now():
-                return
-            await asyncio.sleep(quiet_at - _now())
 
     async def _until(self, is_so: Callable[[], bool]) -> None:
         while not is_so():

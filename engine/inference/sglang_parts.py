@@ -1,4 +1,4 @@
-"""A request in two parts: the first ends where forks may begin, the second goes on from there."""
+"""A request in parts: one ends where forks may begin, or is cut short, and the next goes on from there."""
 
 import msgspec
 import numpy as np
@@ -6,28 +6,34 @@ import numpy as np
 from engine.types import Completion, GenerateRequest, Int32
 
 
-def first_part(request: GenerateRequest) -> GenerateRequest | None:
-    """Up to where forks may begin; None where that is not before the request's own end."""
+def next_part(request: GenerateRequest) -> GenerateRequest:
+    """Up to where forks may begin; all of it where that is not before its end."""
     if not 0 < request.fork_after < request.sampling.max_new_tokens:
-        return None
+        return request
     return _resized(request, max_new_tokens=request.fork_after)
 
 
-def second_part(request: GenerateRequest, sampled: Int32) -> GenerateRequest:
-    """What is left of a request behind its first part, which sampled `sampled`."""
-    rest = _resized(request, max_new_tokens=request.sampling.max_new_tokens - sampled.size)
-    return msgspec.structs.replace(rest, token_ids=np.concatenate([request.token_ids, sampled]))
+def rest(request: GenerateRequest, sampled: Int32) -> GenerateRequest:
+    """What is left of a request behind the tokens of a part.
+
+    Of one for 8 tokens behind a prompt of 4, with forks after 3, that has sampled 2: one for 6 behind 6, after 1.
+    """
+    left = _resized(request, max_new_tokens=request.sampling.max_new_tokens - sampled.size)
+    return msgspec.structs.replace(
+        left,
+        token_ids=np.concatenate([request.token_ids, sampled]),
+        fork_after=max(request.fork_after - sampled.size, 0),
+    )
 
 
 def continued(chunk: Completion) -> Completion:
-    """The first chunk of a second part, as one in the middle of a stream.
+    """The first chunk of a later part, as one in the middle of a stream.
 
     The last sampled token is computed there as it would have been here; what else was computed is a loss that shows:
     the prefix was flushed or evicted in between.
     """
-    return msgspec.structs.replace(
-        chunk, num_cached_tokens=0, num_prefilled_tokens=max(chunk.num_prefilled_tokens - 1, 0)
-    )
+    num_prefilled = max(chunk.num_prefilled_tokens - 1, 0)
+    return msgspec.structs.replace(chunk, begins_anew=True, num_cached_tokens=0, num_prefilled_tokens=num_prefilled)
 
 
 def _resized(request: GenerateRequest, *, max_new_tokens: int) -> GenerateRequest:
