@@ -32,11 +32,15 @@ class Slot:
     group: TrajectoryGroup | None = None
     is_taken: bool = False
     is_refused: bool = False
+    oldest_version: Version = 0
+    """What staleness is measured on: of the oldest sampled token, once it is known."""
 
-    @property
-    def oldest_version(self) -> Version:
-        """What staleness is measured on: the oldest sampled token, once it is known."""
-        return self.version if self.group is None else max(self.version, self.group.oldest_version)
+    def __post_init__(self) -> None:
+        self.oldest_version = self.version
+
+    def fill(self, group: TrajectoryGroup) -> None:
+        self.group = group
+        self.oldest_version = max(self.version, group.oldest_version)
 
 
 class GroupBuffer:
@@ -82,7 +86,7 @@ class GroupBuffer:
 
     async def finish(self, group: TrajectoryGroup) -> None:
         """The group is whole and worth training on."""
-        self._slots[group.prompt.prompt_id].group = group
+        self._slots[group.prompt.prompt_id].fill(group)
         await self._wake()
 
     async def refuse(self, prompt_id: str) -> None:

@@ -98,6 +98,7 @@ def test_the_stand_in_says_what_the_law_says_in_the_words_of_sglang(tmp_path: Pa
             chunks = [chunk async for chunk in generator.generate(request)]
             said = np.concatenate([chunk.token_ids for chunk in chunks])
             assert said.tolist() == list(workload.script(request).token_ids)
+            # A server sends its first token at once, and then so many an event.
             assert [chunk.token_ids.size for chunk in chunks[:-1]] == [17, *[16] * (len(chunks) - 2)]
             await generator.update_weights(WeightRef(version=3, path="nowhere"), mode="retract")
             assert {int(v) async for chunk in generator.generate(request) for v in chunk.versions} == {3}

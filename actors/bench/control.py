@@ -7,8 +7,9 @@ has in other processes, is measured by itself and subtracted; that of the tools 
 
 import asyncio
 import resource
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from actors.bench.bench import Record
@@ -37,8 +38,10 @@ from engine.types import GenerateRequest, TrajectoryGroup
 class Book:
     """All that a run does with an event, but for telling a person."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, on_step: Callable[[int], None] = lambda num_steps: None) -> None:
+        """`on_step` hears how many steps there have been, behind each."""
         self._journal = Journal(folder)
+        self._on_step = on_step
         self._folds = (PhaseFold(), SnapshotFold())
         self._metrics = MetricsFold()
         self.num_segments = self.num_forks = self.num_events = 0
@@ -57,6 +60,7 @@ class Book:
                 self.num_forks += 1
             case StepFinished() if row is not None:
                 self.staleness.append(row.staleness)
+                self._on_step(len(self.staleness))
             case _:
                 pass
 
@@ -74,10 +78,19 @@ def control(
     max_staleness: int = 1,
     step_s: float = 4.0,
     publish_s: float = 0.2,
+    told_as: str = "",
 ) -> Record:
-    """A run over all prompts of the law. `num_slots` of the law is for each generator."""
+    """A run over all prompts of the law. `num_slots` of the law is for each generator. One that takes long says how far
+    it is, a line a step on stderr, under the name `told_as`."""
+    begun_s = time.monotonic()
+
+    def tell(num_steps: int) -> None:
+        if told_as:
+            spent_s = time.monotonic() - begun_s
+            sys.stderr.write(f"{told_as}: step {num_steps} of {num_batches}, {spent_s:.0f} s\n")
+
     workload = Workload(law, seed=seed, folder=folder)
-    book = Book(folder / f"journal-{time.monotonic_ns()}")
+    book = Book(folder / f"journal-{time.monotonic_ns()}", on_step=tell)
     train = TrainConfig(
         batch_size=law.num_prompts // num_batches, max_staleness=max_staleness, checkpoint_every=law.num_prompts
     )
