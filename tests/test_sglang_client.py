@@ -447,6 +447,27 @@ def test_a_stream_that_ends_before_its_end_is_an_error_behind_what_was_heard(
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("limit", [0, 3])
+@pytest.mark.parametrize("holding", ["/generate", ""])
+def test_a_client_that_is_closed_under_its_requests_ends_them(model: str, holding: str, limit: int) -> None:
+    """As a supervisor does when one of them has met a loss: nobody else would tell the others."""
+
+    async def main() -> None:
+        async with asyncio.timeout(SOON_S), FakeSglang() as server:
+            client = await SglangGenerator(server.url, SglangConfig(), model_path=model).__aenter__()
+            server.change(limit=limit, holding={holding})
+            running = [asyncio.create_task(collect(client, ask(name, fork_after=2))) for name in "abc"]
+            await server.until(lambda: len(server.bodies("/generate")) == 3)
+            if not holding:
+                await server.until(lambda: len(server.running) == 3)
+            await client.__aexit__()
+            for one in running:
+                with pytest.raises(GeneratorLostError, match=r"/generate: "):
+                    await one
+
+    asyncio.run(main())
+
+
 def test_a_request_that_is_in_flight_is_not_begun_again(model: str) -> None:
     async def main() -> None:
         async with connected(model) as (server, generator):

@@ -38,6 +38,8 @@ class SglangHttp:
         closed = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, ConnectionError, RuntimeError)
         self._lost = (*closed, TimeoutError)
         self._foreign = aiohttp.ClientError
+        self._under_way: set[aiohttp.ClientResponse] = set()
+        """Streams that are being read."""
 
     async def __aenter__(self) -> Self:
         import aiohttp
@@ -55,6 +57,11 @@ class SglangHttp:
         return self
 
     async def __aexit__(self, *error: object) -> None:
+        import aiohttp
+
+        # aiohttp closes their connections, and leaves whoever reads waiting for ever.
+        for response in self._under_way:
+            response.content.set_exception(aiohttp.ClientConnectionError("this client was closed"))
         await self._session.close()
 
     async def is_up(self, path: str) -> bool:
@@ -85,20 +92,24 @@ class SglangHttp:
         its end leaves the connection for another call."""
         try:
             async with self._session.post(self.url + path, json=body) as response:
-                if response.status != 200:
-                    raise self._refusal(path, response.status, await response.read())
-                buffer = bytearray()
-                is_done = False
-                async for piece in response.content.iter_any():
-                    buffer += piece
-                    while (end := buffer.find(_SEPARATOR)) >= 0:
-                        event = bytes(buffer[:end])
-                        del buffer[: end + len(_SEPARATOR)]
-                        is_done |= event == _DATA + _DONE
-                        if event.startswith(_DATA) and not is_done:
-                            yield event[len(_DATA) :]
-                if is_done:
-                    return
+                self._under_way.add(response)
+                try:
+                    if response.status != 200:
+                        raise self._refusal(path, response.status, await response.read())
+                    buffer = bytearray()
+                    is_done = False
+                    async for piece in response.content.iter_any():
+                        buffer += piece
+                        while (end := buffer.find(_SEPARATOR)) >= 0:
+                            event = bytes(buffer[:end])
+                            del buffer[: end + len(_SEPARATOR)]
+                            is_done |= event == _DATA + _DONE
+                            if event.startswith(_DATA) and not is_done:
+                                yield event[len(_DATA) :]
+                    if is_done:
+                        return
+                finally:
+                    self._under_way.discard(response)
         except self._lost as error:
             raise self._loss(path, error, timeout_s=self._timeout_s) from error
         except self._foreign as error:
