@@ -74,8 +74,8 @@ class GenerateRequest(Value, frozen=True):
     cache_scope: str = ""
     """Prefixes are shared within a scope only: what one scope computed is neither read nor noticed by another."""
     stream_interval: int = 16
-    """Tokens in a streamed chunk, or a few more; the last one of a request may be shorter. The entropy monitor sets it
-    to its k."""
+    """Tokens in a streamed chunk at least, but for the last one; a backend may hold some back for a while, where it
+    looks for a stop string or for a version. The entropy monitor sets it to its k."""
     precedence: tuple[float, ...] = ()
     """Among requests that wait the smallest goes first, ties in the order of arrival (see `turnstile`)."""
     fork_after: int = 0

@@ -82,6 +82,7 @@ class FakeSglang:
         weight_version: str = "0",
         is_incremental: bool = True,
         is_ready: bool = True,
+        speculative: str | None = None,
         api_key: str | None = None,
         missing: tuple[str, ...] = (),
     ) -> None:
@@ -91,6 +92,7 @@ class FakeSglang:
         self.weight_version = weight_version
         self.is_incremental = is_incremental
         self.is_ready = is_ready
+        self.speculative = speculative
         self.missing = missing
         """Paths that this version has not."""
         self.limit: int | None = None
@@ -181,8 +183,11 @@ class FakeSglang:
         match path:
             case "/server_info":
                 sizes = {"max_total_num_tokens": 1000, "tp_size": 1, "device": "cpu"}
-                streams = {"incremental_streaming_output": self.is_incremental}
-                return web.json_response({"version": self.version, **sizes, **streams})
+                ways = {
+                    "incremental_streaming_output": self.is_incremental,
+                    "speculative_algorithm": self.speculative,
+                }
+                return web.json_response({"version": self.version, **sizes, **ways})
             case "/model_info":
                 return web.json_response({"model_type": self.model_type, "weight_version": self.weight_version})
             case "/ready":

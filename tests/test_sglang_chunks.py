@@ -158,9 +158,8 @@ def test_however_a_segment_is_cut_into_events_its_chunks_join_to_the_same_arrays
         assert all(chunk.token_ids.size >= interval for chunk in chunks[:-1])
         assert [chunk.is_mixed for chunk in chunks] == [bool((chunk.versions >= mixed_from).any()) for chunk in chunks]
         later = [0] * (len(chunks) - 1)
-        cached, computed = (NUM_CACHED, NUM_PROMPT - NUM_CACHED) if segment.size else (0, 0)
-        assert [chunk.num_cached_tokens for chunk in chunks] == [cached, *later]
-        assert [chunk.num_prefilled_tokens for chunk in chunks] == [computed, *later]
+        assert [chunk.num_cached_tokens for chunk in chunks] == [NUM_CACHED, *later]
+        assert [chunk.num_prefilled_tokens for chunk in chunks] == [NUM_PROMPT - NUM_CACHED, *later]
         for chunk in chunks:
             assert {chunk.token_ids.dtype, chunk.versions.dtype} == {np.dtype(np.int32)}
             assert {chunk.logprobs.dtype, chunk.entropy_low.dtype, chunk.entropy_high.dtype} == {np.dtype(np.float32)}
@@ -224,13 +223,25 @@ def test_one_that_is_aborted_while_it_waits_repeats_no_token(num_read: int, is_i
     num_tokens = 3 if num_read == 3 else 2  # as one that runs, of which the last new token is left out
     assert chunk.token_ids.tolist() == [0, 1, 2][:num_tokens]
     assert chunk.logprobs.tolist() == [np.float32(-math.log(VOCAB_SIZE))] * num_tokens
+    # What was computed for it is known from what it had said before.
+    assert chunk.num_prefilled_tokens == (NUM_PROMPT - NUM_CACHED if num_read else 0)
 
 
 def test_one_that_is_aborted_before_its_first_token_has_none() -> None:
-    chunk = reader().read(certain(0).event(0, 0, finish={"type": "abort", "message": "Abort in waiting queue"}))
+    event = json.loads(certain(0).event(0, 0, finish={"type": "abort", "message": "Abort in waiting queue"}))
+    for key in ("prompt_tokens", "cached_tokens"):
+        del event["meta_info"][key]
+    chunk = reader().read(json.dumps(event).encode())
     assert chunk is not None
     assert (chunk.finish_reason, chunk.token_ids.size, chunk.entropy_high.size) == ("aborted", 0, 0)
     assert (chunk.num_cached_tokens, chunk.num_prefilled_tokens) == (0, 0), "nothing was computed for it"
+
+
+def test_what_is_computed_for_one_that_is_aborted_in_its_prefill_counts() -> None:
+    chunk = reader().read(certain(1).event(0, 1, finish={"type": "abort"}))
+    assert chunk is not None
+    assert chunk.token_ids.size == 0
+    assert (chunk.num_cached_tokens, chunk.num_prefilled_tokens) == (NUM_CACHED, NUM_PROMPT - NUM_CACHED)
 
 
 @pytest.mark.parametrize("is_incremental", [True, False], ids=["incremental", "cumulative"])

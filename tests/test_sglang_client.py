@@ -116,6 +116,12 @@ def test_a_server_of_another_vocabulary_is_refused(model: str, vocab_size: int) 
     assert refusal_of(model, FakeSglang(vocab_size=vocab_size)) == message
 
 
+def test_a_server_that_samples_ahead_is_refused(model: str) -> None:
+    """Several tokens may then come with an abort that nobody has looked at for stops."""
+    message = ": the server samples ahead (EAGLE), and does not say whose tokens it kept"
+    assert refusal_of(model, FakeSglang(speculative="EAGLE")) == message
+
+
 @pytest.mark.parametrize("version", ["0.5.20", "0.4.99.post1", "0.5.21rc1", "0.5.21.dev7", "0.5", "unknown"])
 def test_a_server_of_another_time_is_refused(model: str, version: str) -> None:
     message = f": SGLang {version} answers there, 0.5.21 or newer is needed"
@@ -672,6 +678,22 @@ def test_a_request_goes_on_as_another_one_when_an_event_may_hold_tokens_of_two_v
             # Each part computes its last token, as every next token does, and reads all else.
             assert sum(chunk.num_prefilled_tokens for chunk in chunks) == 4
             assert (await generator.statistics()).num_requests == 1
+
+    asyncio.run(main())
+
+
+def test_a_request_whose_server_others_update_is_divided_once(model: str) -> None:
+    async def main() -> None:
+        async with connected(model) as (server, generator):
+            server.change(limit=3)
+            running = asyncio.create_task(collect(generator, ask(num_new=12, interval=1)))
+            await server.until(lambda: [len(one.versions) for one in server.running.values()] == [3])
+            server.change(weight_version="9", limit=5)
+            await server.until(lambda: len(server.bodies("/generate")) == 2)
+            server.change(limit=None)
+            chunks = await running
+            assert versions_of(chunks) == [0] * 3 + [9] * 9
+            assert len(server.bodies("/generate")) == 2
 
     asyncio.run(main())
 

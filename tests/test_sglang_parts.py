@@ -175,6 +175,25 @@ def test_a_drain_waits_for_both_parts(model: str, place: Place) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("fork_after", [0, 2])
+def test_a_drain_waits_for_what_is_on_its_way(model: str, fork_after: int) -> None:
+    """The server would let it in behind the update that waits, or between two parts of it."""
+
+    async def main() -> None:
+        async with connected(model) as (server, generator):
+            server.change(holding={"/generate"})
+            running = asyncio.create_task(collect(generator, ask(num_new=8, fork_after=fork_after)))
+            await server.until_called("/generate")
+            updating = asyncio.create_task(generator.update_weights(REF, mode="drain"))
+            await other_tasks()
+            assert "/update_weights_from_disk" not in server.paths()
+            server.change(holding=set())
+            assert versions_of(await running) == [0] * 8
+            await updating
+
+    asyncio.run(main())
+
+
 def test_a_drain_of_a_request_that_nobody_reads_on_fails_in_its_time(model: str) -> None:
     async def main() -> None:
         async with connected(model, update_timeout_s=0.1) as (server, generator):

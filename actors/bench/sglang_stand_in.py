@@ -79,6 +79,8 @@ class _StandIn:
     def __init__(self, workload: Workload) -> None:
         self._workload = workload
         self._version = "0"
+        self._running: dict[str, bool] = {}
+        """Names of requests, and whether they are aborted."""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection: requests in turn."""
@@ -108,6 +110,8 @@ class _StandIn:
                 return 400, {"error": {"message": "out of vocabulary"}}
             case "/update_weights_from_disk":
                 self._version = body["weight_version"]
+            case "/abort_request" if body["rid"] in self._running:
+                self._running[body["rid"]] = True
             case _:
                 pass
         return 200, {"success": True}
@@ -124,22 +128,30 @@ class _StandIn:
         writer.write(_HEAD.format(status=200, kind="text/event-stream", length="transfer-encoding: chunked").encode())
         ends = [*range(1, len(tokens), sampling["stream_interval"]), len(tokens)]
         versions: list[dict[str, Any]] = []
+        self._running[body["rid"]] = False
         for start, end in pairwise([0, *ends]):
             await asyncio.sleep(self._workload.law.token_s * (end - start))
+            is_aborted = self._running[body["rid"]]
             versions.append({"version": self._version, "start": start, "end": end})
-            event = self._event(body, tokens, versions)
+            event = self._event(body, tokens, versions, is_aborted=is_aborted)
             writer.write(_chunk(b"data: " + msgspec.json.encode(event) + b"\n\n"))
             await writer.drain()
+            if is_aborted:
+                break
+        del self._running[body["rid"]]
         writer.write(_chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
 
-    def _event(self, body: dict[str, Any], tokens: list[int], versions: list[dict[str, Any]]) -> dict[str, Any]:
+    def _event(
+        self, body: dict[str, Any], tokens: list[int], versions: list[dict[str, Any]], *, is_aborted: bool
+    ) -> dict[str, Any]:
         """The last one of the spans."""
         start, end = versions[-1]["start"], versions[-1]["end"]
         top = [(-1.2345678 - other, other, None) for other in range(body["top_logprobs_num"])]
-        is_last = end == len(tokens)
+        finish = {"type": "abort"} if is_aborted else {"type": "stop", "matched": tokens[-1]}
+        is_last = is_aborted or end == len(tokens)
         meta: dict[str, Any] = {
             "id": body["rid"],
-            "finish_reason": {"type": "stop", "matched": tokens[-1]} if is_last else None,
+            "finish_reason": finish if is_last else None,
             "prompt_tokens": len(body["input_ids"]),
             "cached_tokens": 0,
             "completion_tokens": end,

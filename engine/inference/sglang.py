@@ -167,8 +167,7 @@ class SglangGenerator:
 
     async def _in_parts(self, request: GenerateRequest, flight: Flight) -> AsyncGenerator[Completion, None]:
         """One stream, over as many requests to the server as forks and updates make of it."""
-        begun_at, salt = self._version, self._salt
-        left, is_later = request, False
+        begun_at, salt, left = self._version, self._salt, request
         while True:
             await self._flights.go_on(flight)
             if flight.is_aborted:
@@ -177,12 +176,11 @@ class SglangGenerator:
             sampled: list[Int32] = []
             async with contextlib.aclosing(self._part(left, flight, begun_at, salt)) as chunks:
                 async for chunk in chunks:
-                    yield continued(chunk) if is_later and not sampled else chunk
+                    yield chunk if left is request or sampled else continued(chunk)
                     if chunk.finish_reason:
                         return
                     sampled.append(chunk.token_ids)
-            if sampled:
-                left, is_later = rest(left, np.concatenate(sampled)), True
+            left = rest(left, np.concatenate(sampled))
 
     async def _part(
         self, left: GenerateRequest, flight: Flight, begun_at: Version, salt: Version
@@ -192,7 +190,7 @@ class SglangGenerator:
         has_more = request is not left
         reader = ChunkReader(
             request,
-            version=self._version,
+            version=max(self._version, flight.version),  # another client may have updated it, or this one's call failed
             vocab_size=self._shape.vocab_size,
             is_incremental=self._server.is_incremental,
             is_mixed=lambda version: self._is_mixed(version, begun_at=begun_at),
@@ -206,6 +204,7 @@ class SglangGenerator:
                     if self._flights.hear(flight, has_more=has_more):
                         await self._let_go(name)
                     chunk = reader.read(event)
+                    flight.version = reader.version
                     if reader.is_ended:
                         await _read_on(events)
                     elif reader.is_in_doubt and not flight.is_cut:
@@ -216,8 +215,7 @@ class SglangGenerator:
                             chunk.finish_reason == "aborted" and flight.is_cut and not flight.is_aborted
                         ):
                             chunk = msgspec.structs.replace(chunk, finish_reason="")
-                        if chunk.finish_reason or chunk.token_ids.size:
-                            yield chunk
+                        yield chunk
                     if reader.is_ended:
                         return
             raise GeneratorError(f"request {request.request_id}: the stream ended, and nothing said why")

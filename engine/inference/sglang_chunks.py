@@ -77,7 +77,8 @@ class ChunkReader:
         """`version` is the server's before it gets the request; `is_mixed` says whether a token of a version was
         sampled over KV of an older one."""
         self._request = request
-        self._version = version
+        self.version = version
+        """The one that the server has named last."""
         self._vocab_size = vocab_size
         self._is_incremental = is_incremental
         self._is_mixed = is_mixed
@@ -108,6 +109,7 @@ class ChunkReader:
             event = self._news(event)
         if finish is not None and finish.type == "abort":
             # The last token of one that runs is not looked at: it may be a stop, or complete one, so it is left out.
+            # (A server that accepts several tokens at once would look at none of them; such a one is not met.)
             # One that is aborted while it waits, after a retract, repeats its last token, and all log-probabilities.
             num_new = max(event.meta_info.completion_tokens - len(self._versions) - 1, 0)
             event = msgspec.structs.replace(event, output_ids=event.output_ids[:num_new])
@@ -116,7 +118,7 @@ class ChunkReader:
         self._num_held += len(event.output_ids)
         if finish is None and (self.is_in_doubt or self._num_held < self._request.stream_interval):
             return None
-        return self._chunk(event.meta_info, finish)
+        return self._chunk(finish)
 
     def _news(self, event: _Event) -> _Event:
         """What a cumulative event adds."""
@@ -133,7 +135,8 @@ class ChunkReader:
         meta = event.meta_info
         if event.output_ids:
             version = self._number(meta.weight_version)
-            self.is_in_doubt |= version != self._version
+            self.is_in_doubt |= version != self.version
+            self.version = version
             self._versions += [version] * len(event.output_ids)
         if not meta.weight_versions:
             if meta.finish_reason is not None and self.is_in_doubt:
@@ -147,7 +150,7 @@ class ChunkReader:
             logger.warning("%s: %d tokens were stamped with another version", self._request.request_id, num_wrong)
         self._versions[num_told:] = exact[num_told:].tolist()
 
-    def _chunk(self, meta: _Meta, finish: _Finish | None) -> Completion:
+    def _chunk(self, finish: _Finish | None) -> Completion:
         tokens = [token for event in self._held for token in event.output_ids]
         scored = [one for event in self._held for one in event.meta_info.output_token_logprobs][: len(tokens)]
         top = [one for event in self._held for one in event.meta_info.output_top_logprobs if one][: len(tokens)]
@@ -158,7 +161,7 @@ class ChunkReader:
             )
         low_T, high_T = self._entropies(top)
         start = len(self._versions) - len(tokens)
-        is_first = start == 0 and len(tokens) > 0  # nothing is computed of a prompt that is aborted while it waits
+        first = self._held[0].meta_info  # the end of one that is aborted while it waits does not say what was computed
         versions = self._versions[start:]
         self._held, self._num_held = [], 0
         self.is_ended = finish is not None
@@ -171,8 +174,8 @@ class ChunkReader:
             versions=np.array(versions, np.int32),
             finish_reason=self._reason(finish),
             is_mixed=any(self._is_mixed(version) for version in set(versions)),
-            num_cached_tokens=meta.cached_tokens if is_first else 0,
-            num_prefilled_tokens=meta.prompt_tokens - meta.cached_tokens if is_first else 0,
+            num_cached_tokens=0 if start else first.cached_tokens,
+            num_prefilled_tokens=0 if start else first.prompt_tokens - first.cached_tokens,
         )
 
     def _entropies(self, top: list[list[_Scored]]) -> tuple[Float32, Float32]:

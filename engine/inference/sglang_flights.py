@@ -12,6 +12,7 @@ from typing import Literal
 from uuid import uuid4
 
 from engine.errors import GeneratorError
+from engine.types import Version
 
 Gate = Literal["open", "draining", "shut"]
 
@@ -32,6 +33,8 @@ class Flight:
         """The part that was sent last is being ended, and is not the last one."""
         self.has_more = False
         """A later part is not at the server yet."""
+        self.version: Version = 0
+        """The latest that the server has named to it."""
 
 
 class Flights:
@@ -95,8 +98,10 @@ class Flights:
     def hear(self, flight: Flight, *, has_more: bool) -> bool:
         """The server said something of a part; True where it may have missed that the request is aborted."""
         is_first, flight.is_heard = not flight.is_heard, True
-        if flight.has_more and not (has_more or flight.is_cut):
+        is_last = flight.has_more and not (has_more or flight.is_cut)
+        if is_last:
             flight.has_more = False
+        if is_first or is_last:
             self._change()
         return is_first and flight.is_aborted
 
@@ -125,8 +130,13 @@ class Flights:
         self._change()
 
     async def until_whole(self) -> None:
-        """Wait until the server has the last part of every request; new ones must be kept at the gate."""
-        await self._until(lambda: not any(flight.has_more for flight in self._all.values()))
+        """Wait until the server has the last part of every request, and has begun with it; new ones must be kept at the
+        gate. One that is on its way could arrive behind what is sent next."""
+
+        def is_whole(flight: Flight) -> bool:
+            return not flight.has_more and (flight.is_heard or not flight.is_running)
+
+        await self._until(lambda: all(map(is_whole, self._all.values())))
 
     async def _until(self, is_so: Callable[[], bool]) -> None:
         while not is_so():

@@ -42,6 +42,8 @@ async def meet(http: SglangHttp, shape: ModelShape, *, answer_timeout_s: float) 
         raise GeneratorError(f"{http.url}: SGLang {found} answers there, {NEEDED} or newer is needed")
     if (kind := model.get("model_type")) != shape.kind:
         raise GeneratorError(f"{http.url}: a {kind} model is served there, not a {shape.kind} one")
+    if guesses := server.get("speculative_algorithm"):
+        raise GeneratorError(f"{http.url}: the server samples ahead ({guesses}), and does not say whose tokens it kept")
     await _check_vocabulary(http, shape.vocab_size, answer_timeout_s=answer_timeout_s)
     is_incremental = bool(server.get("incremental_streaming_output"))
     if not is_incremental:
