@@ -196,3 +196,13 @@ class Config(Section, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.eval is not None and self.eval.control and not self.sft:
             raise ConfigError("a control goes on with a cold start, and there is no [[sft]] - at $.eval.control")
+        if self.runtime.backend == "ray" and self.has_urls and self.runtime.ray.num_rollout_actors:
+            raise ConfigError(
+                "rollout actors ask generators of the cluster, and servers that are there already are asked by this "
+                "process: with generator.urls set it to 0 - at $.runtime.ray.num_rollout_actors"
+            )
+
+    @property
+    def has_urls(self) -> bool:
+        """Whether the generators are servers that somebody else starts."""
+        return isinstance(self.generator, SglangConfig) and bool(self.generator.urls)

@@ -24,7 +24,7 @@ def generator_starts(config: Config, cluster: Cluster, *, model_path: str, logs:
     """A name and a start for each generator: connections to SGLang servers that are there, or actors of the cluster."""
     generator, runtime = config.generator, config.runtime
     update_timeout_s = config.train.step_timeout_s
-    if isinstance(generator, SglangConfig) and generator.urls:
+    if isinstance(generator, SglangConfig) and config.has_urls:
         connect = partial(
             SglangGenerator,
             config=generator,

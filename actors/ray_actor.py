@@ -21,7 +21,7 @@ from actors.hosting import Answers, become
 from actors.messages import Answer, AnyAnswer, AnyCall, AnyStart, Call, Done, Failed
 from actors.wire import Caller, error_of, failure_of
 from engine import codec
-from engine.errors import ArpoError
+from engine.errors import ActorLostError, ArpoError, boundary
 
 NAMESPACE = "arpo"
 LARGE = 2**18
@@ -76,7 +76,8 @@ class HostActor:
 
     async def _work(self, answers: Answers, body: AnyCall, send: Any) -> None:
         try:
-            await answers(body, send)
+            with boundary(ActorLostError, type(body).__name__):
+                await answers(body, send)
         except ArpoError as error:
             await send(failure_of(error), True)
 

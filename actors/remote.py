@@ -25,6 +25,9 @@ from engine.types import (
     WeightRef,
 )
 
+ABORT_S = 5.0
+"""How long a generator may take to hear that nobody reads a request any more."""
+
 
 class RemoteGenerator:
     """`interfaces.Generator` in another process; a dead process is a `GeneratorLostError`."""
@@ -47,9 +50,10 @@ class RemoteGenerator:
             raise
         finally:
             if not is_ended:
-                # Shielded: a cancelled path must still free the server's slot.
-                with contextlib.suppress(GeneratorError):
-                    await asyncio.shield(self.abort(request.request_id))
+                # Shielded: a cancelled path must still free the server's slot. One that is silent is not waited for.
+                with contextlib.suppress(GeneratorError, TimeoutError):
+                    async with asyncio.timeout(ABORT_S):
+                        await asyncio.shield(self.abort(request.request_id))
 
     async def abort(self, request_id: str) -> None:
         await self._caller.call(messages.Abort(request_id=request_id), GeneratorLostError)

@@ -19,7 +19,7 @@ from actors.watcher import Watcher
 from engine import journal as journals
 from engine import snapshot as snapshots
 from engine.config import digest
-from engine.errors import JournalError
+from engine.errors import JournalError, boundary
 from engine.events import (
     AnyEvent,
     Checkpointed,
@@ -95,8 +95,11 @@ class RunLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._rows.close()
-        self._journal.close()
+        try:
+            with boundary(JournalError, str(self._run.metrics)):
+                self._rows.close()
+        finally:
+            self._journal.close()
 
     @property
     def now(self) -> float:

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import shutil
+import sys
 import tempfile
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -127,8 +128,9 @@ class LocalRuntime:
     async def start_generators(self, model_path: str) -> Router:
         """Start all generators side by side; each comes back when it is lost. Requests go through the router."""
         starts = generator_starts(self.config, self._cluster, model_path=model_path, logs=self.run_dir / "logs")
-        await self._cluster.reserve("generator", len(starts))
-        limit = self.config.runtime.restart_limit
+        await self._cluster.reserve("generator", 0 if self.config.has_urls else len(starts))
+        # Whoever starts servers by other means starts them again, in his own time.
+        limit = sys.maxsize if self.config.has_urls else self.config.runtime.restart_limit
         self.generators = [SupervisedGenerator(name, start, restart_limit=limit) for name, start in starts]
         await enter_all([(one.name, one) for one in self.generators], self._stack)
         await self._start_pool(model_path, [one.name for one in self.generators])

@@ -25,7 +25,7 @@ from engine.errors import cause
 from engine.events import ControlEvaluated, Evaluated, PhaseStarted
 from engine.generator_load import measured
 from engine.inference.router import PATIENCE_S, Router
-from engine.types import WeightRef
+from engine.types import TrajectoryGroup, WeightRef
 from engine.watchdog import Watchdog
 from learner.algorithms.batch_credit import finish_batch
 
@@ -145,6 +145,10 @@ class Training:
         """`run` with parts that have started. The learner is fresh, of the model `model_path`."""
         log = self._log
 
+        def hear(group: TrajectoryGroup) -> None:
+            log.on_event()
+            self._watcher.group(group)
+
         async def ask_all(phase: str, *files: PromptDataset) -> list[dict[str, float]]:
             assert self._config.eval is not None
             # Before and after, so that what an evaluation costs the generators is told apart from what training does.
@@ -157,7 +161,7 @@ class Training:
                     config=self._config,
                     runtime=runtime,
                     router=router,
-                    on_group=self._watcher.group,
+                    on_group=hear,
                 )
                 for questions in files
             ]

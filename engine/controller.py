@@ -23,7 +23,7 @@ from engine.checkpoints import Checkpoints
 from engine.cohort import Cohort
 from engine.cohorts import Cohorts
 from engine.deadline import within
-from engine.errors import GeneratorError
+from engine.errors import DataError, GeneratorError
 from engine.events import (
     AnyEvent,
     BatchTaken,
@@ -132,6 +132,11 @@ class Controller:
         """
         state = self._state
         loaded = await self._checkpoints.load()
+        if gone := [step for step in range(loaded + 1, state.published_step + 1) if step not in state.batches]:
+            raise DataError(
+                f"the newest checkpoint that is whole is that of step {loaded}, and what was trained from step "
+                f"{gone[0]} on is no longer in the journal"
+            )
         for step in sorted(state.batches):
             if loaded < step <= state.published_step:
                 await self._train_on(self._known_batch(step))

@@ -14,12 +14,13 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Generic, Self, TypeVar
 
-from engine.errors import ArpoError
+from engine.errors import ActorLostError, ArpoError, boundary
 
 logger = logging.getLogger(__name__)
 
 REST_S = 0.5
 """Before a lost one is started again; doubled with each life in vain."""
+LONGEST_REST_S = 32.0
 
 T = TypeVar("T")
 
@@ -106,11 +107,13 @@ class Lives(Generic[T]):
     async def _restart(self) -> contextlib.AsyncExitStack | None:
         """What the next start has opened; None where it is given up."""
         while self._num_vain < self._limit:
-            await asyncio.sleep(REST_S * 2**self._num_vain)
+            await asyncio.sleep(min(REST_S * 2 ** min(self._num_vain, 10), LONGEST_REST_S))
             self._num_vain += 1
             stack = contextlib.AsyncExitStack()
             try:
-                life = await self._next(stack)
+                # A machine that is out of memory fails at anything, and will not for ever.
+                with boundary(ActorLostError, self.name):
+                    life = await self._next(stack)
             except ArpoError as error:
                 await stack.aclose()
                 self.loss = f"{self.name} did not start again: {error}"

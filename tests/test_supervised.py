@@ -12,7 +12,7 @@ from engine.errors import GeneratorError, GeneratorLostError, StalledError
 from engine.faults import FaultyGenerator
 from engine.inference.router import Router
 from engine.inference.scripted import Script, ScriptedGenerator
-from engine.inference.supervised import LOOK_S, SupervisedGenerator, watched
+from engine.inference.supervised import BEGIN_S, LOOK_S, SupervisedGenerator, watched
 from engine.interfaces import Generator
 from engine.types import Completion, GenerateRequest, SamplingParams, UpdateMode, WeightRef
 
@@ -108,6 +108,86 @@ def test_weights_published_while_it_starts_are_there_before_the_first_request() 
             await asyncio.sleep(10.0)
             chunks = await collect(generator, request())
             assert {int(v) for chunk in chunks for v in chunk.versions} == {2}
+
+    run_virtual(main())
+
+
+def test_weights_published_while_it_takes_older_ones_are_there_before_it_is_opened() -> None:
+    """Opening takes a moment, in which whoever publishes must not believe that nobody is there."""
+
+    class Slow(Backend):
+        async def update_weights(self, ref: WeightRef, *, mode: UpdateMode) -> None:
+            await asyncio.sleep(5.0)
+            await super().update_weights(ref, mode=mode)
+
+        async def open(self) -> None:
+            await asyncio.sleep(1.0)
+
+    lives: list[Slow] = []
+
+    @asynccontextmanager
+    async def start() -> AsyncGenerator[Generator, None]:
+        lives.append(Slow(Script(token_ids=[7] * 8, token_s=1.0)))
+        yield lives[-1]
+
+    async def main() -> None:
+        async with SupervisedGenerator("g", start) as generator:
+            await generator.update_weights(weights(1), mode="drain")
+            generator._lose(lives[0], GeneratorLostError("killed"))  # pyright: ignore[reportPrivateUsage]
+            await asyncio.sleep(2.0)  # it is there again, and takes version 1
+            await generator.update_weights(weights(2), mode="drain")
+            chunks = await collect(generator, request())
+            assert {int(v) for chunk in chunks for v in chunk.versions} == {2}
+            assert [version for version, _ in lives[1].updates] == [1, 2]
+
+    run_virtual(main())
+
+
+def test_one_whose_new_weights_never_come_is_started_again() -> None:
+    lives: list[Backend] = []
+
+    class Deaf(Backend):
+        async def update_weights(self, ref: WeightRef, *, mode: UpdateMode) -> None:
+            if len(lives) == 2:
+                await asyncio.Event().wait()
+            await super().update_weights(ref, mode=mode)
+
+    @asynccontextmanager
+    async def start() -> AsyncGenerator[Generator, None]:
+        lives.append(Deaf(Script(token_ids=[7] * 8, token_s=1.0)))
+        yield lives[-1]
+
+    async def main() -> None:
+        async with SupervisedGenerator("g", start) as generator:
+            await generator.update_weights(weights(1), mode="drain")
+            generator._lose(lives[0], GeneratorLostError("killed"))  # pyright: ignore[reportPrivateUsage]
+            await asyncio.sleep(BEGIN_S + 10.0)
+            assert len(lives) == 3
+            assert len(await collect(generator, request())) == 8
+
+    run_virtual(main())
+
+
+def test_a_start_that_fails_at_anything_is_tried_again() -> None:
+    """A machine that is out of memory raises what it likes."""
+    starts = 0
+
+    @asynccontextmanager
+    async def start() -> AsyncGenerator[Generator, None]:
+        nonlocal starts
+        starts += 1
+        if starts == 2:
+            raise OSError(12, "Cannot allocate memory")
+        yield Backend(Script(token_ids=[7] * 8, token_s=1.0))
+
+    async def main() -> None:
+        async with SupervisedGenerator("g", start) as generator:
+            life = generator._lives.current  # pyright: ignore[reportPrivateUsage]
+            assert life is not None
+            generator._lose(life, GeneratorLostError("killed"))  # pyright: ignore[reportPrivateUsage]
+            await asyncio.sleep(10.0)
+            assert starts == 3
+            assert len(await collect(generator, request())) == 8
 
     run_virtual(main())
 

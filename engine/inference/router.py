@@ -69,6 +69,10 @@ class Router:
                         is_begun, server.rest_s = True, 0.0
                         yield chunk
                 return
+            except asyncio.CancelledError:
+                # Who waits for a chunk for too long goes away, and asks again: somebody else.
+                self._move(request.affinity_key, server)
+                raise
             except RequestRefusedError:
                 raise
             except GeneratorLostError as error:

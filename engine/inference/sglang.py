@@ -151,7 +151,11 @@ class SglangGenerator:
                 self._flights.turn("open")
 
     async def statistics(self) -> GeneratorStatistics:
-        """What went through this client. `busy_s` counts seconds in which a request was in flight."""
+        """What went through this client. `busy_s` counts seconds in which a request was in flight.
+
+        The server is asked whether it is there: its supervisor may be the only one who asks.
+        """
+        await self._http.ping("/model_info", timeout_s=self._answer_timeout_s)
         return GeneratorStatistics(
             version=self._version,
             num_requests=self._num_requests,

@@ -72,6 +72,15 @@ class SglangHttp:
         except (*self._lost, self._foreign):
             return False
 
+    async def ping(self, path: str, *, timeout_s: float) -> None:
+        """Raise `GeneratorLostError` where nobody answers there; what the answer says does not matter."""
+        try:
+            await self._call("GET", path, None, timeout_s=timeout_s)
+        except GeneratorLostError:
+            raise
+        except GeneratorError:
+            pass
+
     async def get(self, path: str) -> dict[str, Any]:
         """The JSON answer to a GET."""
         return self._json(path, await self._call("GET", path, None, timeout_s=self._timeout_s))

@@ -20,8 +20,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
+from uuid import uuid4
 
-from engine.errors import GeneratorError, boundary
+from engine.errors import GeneratorError, boundary, cause
 from engine.inference.sglang_http import SglangHttp
 from engine.ports import free_port
 from engine.types import WeightRef
@@ -58,6 +59,8 @@ class WeightSender:
                 await self._send_tensors(ref, flush=flush)
             else:
                 await self._broadcast(ref, flush=flush)
+        except ExceptionGroup as error:
+            raise cause(error) from error
         finally:
             await self._post("/end_weight_update", {})
 
@@ -108,15 +111,18 @@ class WeightSender:
         try:
             yield group
         finally:
-            await self._post("/destroy_weights_update_group", {"group_name": group.name})
-            group.leave()
+            try:
+                await self._post("/destroy_weights_update_group", {"group_name": group.name})
+            finally:
+                group.leave()
 
 
 class _Group:
     """This side of the process group; the server makes its own in the same way."""
 
     def __init__(self, address: str, *, world_size: int, backend: str, timeout_s: float) -> None:
-        self.name = "arpo_weights"
+        self.name = f"arpo_weights_{uuid4().hex[:8]}"
+        """Of its own: this process may have groups with other servers, and one that a dead server left behind."""
         self.world_size = world_size
         self.port = free_port(address)
         self._url = f"tcp://{address}:{self.port}"

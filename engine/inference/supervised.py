@@ -21,6 +21,8 @@ COUNTERS = ("num_requests", "num_sampled_tokens", "num_prefilled_tokens", "num_c
 
 LOOK_S = 1.0
 """Between two questions of a watch."""
+BEGIN_S = 1800.0
+"""How long a new life may take until it has the weights of the run. Publishing waits for it meanwhile."""
 
 Start = Callable[[], AbstractAsyncContextManager[Generator]]
 """Starts (or connects to) a generator for the length of the block, with whatever weights it begins with."""
@@ -112,13 +114,15 @@ class SupervisedGenerator:
                 self._lives.serve()
 
     async def _begin(self, generator: Generator) -> None:
-        """Publishing waits meanwhile, so these are the latest weights, and they are still there."""
+        """Publishing waits meanwhile, so these are the latest weights, and they are still there: nothing comes between
+        the end of this and the beginning of the life."""
         async with self._updating:
             if self._ref is not None:
                 # It has no request yet, so the mode says nothing.
-                await generator.update_weights(self._ref, mode="retract")
-        if isinstance(generator, Gated):
-            await generator.open()
+                update = generator.update_weights(self._ref, mode="retract")
+                await within(BEGIN_S, update, name=f"the weights of {self.name}")
+            if isinstance(generator, Gated):
+                await generator.open()
 
     def _lose(self, generator: Generator, error: ArpoError) -> None:
         if self._lives.lose(generator, error):
