@@ -32,8 +32,9 @@ ABORT_S = 5.0
 class RemoteGenerator:
     """`interfaces.Generator` in another process; a dead process is a `GeneratorLostError`."""
 
-    def __init__(self, caller: Caller) -> None:
+    def __init__(self, caller: Caller, *, abort_s: float = ABORT_S) -> None:
         self._caller = caller
+        self._abort_s = abort_s
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Completion, None]:
         is_ended = False
@@ -52,7 +53,7 @@ class RemoteGenerator:
             if not is_ended:
                 # Shielded: a cancelled path must still free the server's slot. One that is silent is not waited for.
                 with contextlib.suppress(GeneratorError, TimeoutError):
-                    async with asyncio.timeout(ABORT_S):
+                    async with asyncio.timeout(self._abort_s):
                         await asyncio.shield(self.abort(request.request_id))
 
     async def abort(self, request_id: str) -> None:

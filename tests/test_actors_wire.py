@@ -164,6 +164,24 @@ class Watched(ScriptedGenerator):
             self.ended.put_nowait(request.request_id)
 
 
+def test_a_reader_that_leaves_a_silent_generator_does_not_wait_for_it() -> None:
+    """One that is stopped, or cut off, answers nothing, not even an abort."""
+
+    async def silent(call: Call, reply: Reply) -> None:
+        await asyncio.Event().wait()
+
+    async def main() -> None:
+        async with connected(silent) as caller:
+            remote = RemoteGenerator(caller, abort_s=0.05)
+            reading = asyncio.create_task(collect(remote, generate("r", tokens=8)))
+            await asyncio.sleep(0)
+            reading.cancel()
+            done, _ = await asyncio.wait([reading], timeout=10.0)
+            assert done
+
+    asyncio.run(main())
+
+
 def test_leaving_a_stream_early_aborts_the_request_at_the_other_end() -> None:
     async def main() -> None:
         scripted = Watched(Script(token_ids=[1] * 1000, token_s=0.005))

@@ -357,6 +357,21 @@ def test_a_torn_checkpoint_is_made_up_for_by_the_one_before_it(
     assert f"checkpoint-{saved[-1]}" in caplog.text
 
 
+def test_a_resume_whose_steps_are_not_at_hand_says_so(tokenizer: HfTokenizer) -> None:
+    """The journal was dropped behind a checkpoint that is torn now: going on would begin with the model of the start."""
+    train = TrainConfig(batch_size=4, max_staleness=1, checkpoint_every=2)
+    first = World(tokenizer, train=train, rollout=small())
+    events = first.run().events
+    ends = [i for i, event in enumerate(events) if isinstance(event, Checkpointed)]
+    trainer = revived(first.trainer)
+    trainer.torn = {"checkpoint-2"}
+    again = World(tokenizer, train=train, rollout=small(), trainer=trainer, events=events[: ends[0] + 1])
+    del again.state.batches[1]
+    with pytest.raises(DataError, match=r"whole is that of step 0, and what was trained from step 1 on is no longer"):
+        again.run()
+    assert not trainer.batches
+
+
 def test_events_survive_the_journal_and_fold_to_the_same_state(tokenizer: HfTokenizer, tmp_path: Path) -> None:
     world = World(tokenizer, train=TrainConfig(batch_size=4), rollout=small())
     events = world.kill_at(4.0)

@@ -179,3 +179,17 @@ def test_closing_a_stream_early_closes_the_servers() -> None:
 def test_a_router_needs_a_server() -> None:
     with pytest.raises(ConfigError, match="at least one generator"):
         Router([])
+
+
+def test_who_waits_in_vain_and_asks_again_asks_another_one() -> None:
+    """A server that hangs raises nothing: its requests are given up by those who wait for them."""
+    farm = Farm(2, token_s=1000.0)
+
+    async def main() -> None:
+        for _ in range(2):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(10.0):
+                    await farm.ask("a")
+
+    run_virtual(main())
+    assert farm.homes() == {"a": {0, 1}}
