@@ -358,7 +358,7 @@ def test_a_torn_checkpoint_is_made_up_for_by_the_one_before_it(
 
 
 def test_a_resume_whose_steps_are_not_at_hand_says_so(tokenizer: HfTokenizer) -> None:
-    """The journal was dropped behind a checkpoint that is torn now: going on would begin with the model of the start."""
+    """The journal was dropped behind a checkpoint that is torn now: the run would begin with its first model again."""
     train = TrainConfig(batch_size=4, max_staleness=1, checkpoint_every=2)
     first = World(tokenizer, train=train, rollout=small())
     events = first.run().events
