@@ -16,6 +16,7 @@ from actors.gateway.online import OnlineTraining
 from actors.gateway.records import Records
 from actors.gateway.server import Gateway
 from actors.gateway.store import Store
+from actors.gateway.traffic_tree import OnGroup, OnTree
 from actors.gateway.turn import Turns
 from actors.materials import materialise
 from actors.run_dir import RunDir
@@ -29,9 +30,13 @@ from engine.interfaces import Generator
 from engine.journal import Journal
 from engine.run_state import RunState
 from engine.tokenizer import HfTokenizer
-from engine.types import TrajectoryGroup, Version
+from engine.types import Version
 
 logger = logging.getLogger(__name__)
+
+
+def _ignore(prompt_id: str) -> None:
+    """For a tree that nobody keeps anything of."""
 
 
 async def serve(config: Config, run: RunDir, *, say: Callable[[str], None]) -> None:
@@ -57,6 +62,7 @@ async def serve(config: Config, run: RunDir, *, say: Callable[[str], None]) -> N
                     records=Records(run.path / "traffic" if ready.serve.record else None),
                     version=lambda: 0 if training is None else training.version,
                     on_group=None if training is None else training.offer,
+                    on_delete=_ignore if training is None else training.drop,
                 )
                 async with serving.listening() as url, asyncio.TaskGroup() as tasks:
                     say(f"{url}/v1 serves {ready.serve.model}")
@@ -74,10 +80,15 @@ def gateway(
     keys: Keys,
     records: Records,
     version: Callable[[], Version] = lambda: 0,
-    on_group: Callable[[TrajectoryGroup], None] | None = None,
+    on_group: OnGroup | None = None,
+    on_delete: OnTree = _ignore,
 ) -> Gateway:
     """The gateway of a configuration, in front of any generator."""
-    store = Store(config.serve, records=records, version=version, on_group=on_group)
+    # A router remembers where each tree lives until it is told that the tree is finished.
+    on_close = generator.forget if isinstance(generator, Router) else _ignore
+    store = Store(
+        config.serve, records=records, version=version, on_group=on_group, on_close=on_close, on_delete=on_delete
+    )
     turns = Turns(
         generator,
         store,

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from engine.inference.router import Router
+from engine.inference.scripted import ScriptedGenerator
+from engine.tokenizer import HfTokenizer
 from engine.types import NodeKind, RolloutStatus
-from tests.gateway_world import ADD, KEY, OTHER_KEY, REWARD_KEY, World, answered, paths_of, said, user, world
+from tests.gateway_world import ADD, KEY, OTHER_KEY, REWARD_KEY, Adder, World, answered, paths_of, said, user, world
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -207,12 +210,44 @@ def test_a_deleted_conversation_is_gone_from_disk_also_when_it_had_ended(tmp_pat
     asyncio.run(main())
 
 
+def test_a_reward_for_what_was_taken_back_is_taken_back_as_well(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with world(tmp_path) as here:
+            await here.chat(user("one"), conversation="mine")
+            where = "/v1/conversations/mine"
+            given = {"reward": 1.0, "final": False}
+            assert (await here.post(f"{where}/reward", given, key=REWARD_KEY))[0] == 200
+            await here.chat(user("another"), conversation="mine")
+            assert (await here.post(f"{where}/finish"))[1]["status"] == "finished"
+            assert here.groups == []
+
+    asyncio.run(main())
+
+
+def test_a_router_forgets_a_tree_that_is_closed(tmp_path: Path) -> None:
+    """It counts the trees of each server, and would send all new ones to whoever has had the fewest ever."""
+    routers: list[Router] = []
+
+    def routed(tokenizer: HfTokenizer) -> Router:
+        routers.append(Router([ScriptedGenerator(Adder(tokenizer))]))
+        return routers[0]
+
+    async def main() -> None:
+        async with world(tmp_path, generator=routed) as here:
+            name = (await here.chat(user("one")))["conversation_id"]
+            assert len(routers[0]) == 1
+            assert (await here.post(f"/v1/conversations/{name}/discard"))[0] == 200
+            assert len(routers[0]) == 0
+
+    asyncio.run(main())
+
+
 def test_records_grow_old(tmp_path: Path) -> None:
     async def main() -> None:
         async with world(tmp_path, retention_s=1e-9) as here:
             await here.chat(user("one"))
             assert len(here.recorded()) == 1
-            here.serving._store.sweep()
+            await here.serving._store.expire()
             assert here.recorded() == []
 
     asyncio.run(main())

@@ -116,6 +116,20 @@ def test_what_has_no_signal_or_grew_too_old_is_dropped_and_counted() -> None:
     run_virtual(main())
 
 
+def test_what_is_deleted_while_it_waits_for_its_batch_is_not_trained() -> None:
+    async def main() -> None:
+        made = Made()
+        for number in range(2):
+            made.training.offer(group(number))
+        made.training.drop("a/0")
+        made.training.offer(group(2))
+        async with made.running():
+            await asyncio.sleep(10.0)
+        assert made.taken == [("a/1", "a/2")]
+
+    run_virtual(main())
+
+
 def test_traffic_is_never_held_back_and_the_oldest_goes_first() -> None:
     made = Made()
     for number in range(2 * HELD_BATCHES + 3):

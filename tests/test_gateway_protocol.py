@@ -291,10 +291,37 @@ def test_a_policy_that_fails_is_an_error_before_the_stream_and_inside_it(tmp_pat
     asyncio.run(main())
 
 
+def test_conversations_that_no_client_can_name_do_not_fill_a_gateway(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with world(tmp_path, policy=Failing, max_conversations=2) as here:
+            for _ in range(4):
+                assert (await here.post(CHAT, {"messages": [user("begin")]}))[0] == 503
+            assert len(here.serving._store) == 0
+        async with world(tmp_path, max_conversations=2) as here:
+            for text in ("one", "two", "three", "four"):
+                await here.chat(user(text))
+            assert len(here.serving._store) == 2, "those that were quiet for longest have made room"
+
+    asyncio.run(main())
+
+
+def test_a_key_that_is_no_text_is_wrong(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with world(tmp_path) as here:
+            host, port = here.url.removeprefix("http://").split(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(b"GET /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer \xff\xfe\r\n\r\n")
+            assert b" 401 " in await reader.readline()
+            writer.close()
+
+    asyncio.run(main())
+
+
 def test_too_many_requests_and_conversations_are_429(tmp_path: Path) -> None:
     async def main() -> None:
         async with world(tmp_path, policy=Slow, max_streams=1, max_conversations=1) as here:
-            first = asyncio.create_task(here.post(CHAT, {"messages": [user("hello")]}))
+            named = {"X-Conversation-Id": "mine"}
+            first = asyncio.create_task(here.post(CHAT, {"messages": [user("hello")]}, headers=named))
             await eventually(lambda: here.serving.num_streams == 1)
             codes = [(await here.post(CHAT, {"messages": [user("more")]}))[1]["error"]["code"]]
             assert (await first)[0] == 200

@@ -46,14 +46,23 @@ class Stream:
             if not self.response.prepared:
                 raise
             await self._write(reply.error(error))
-        await self.response.write_eof()
+        except ConnectionError:
+            raise
+        except Exception:  # a border: behind the first piece nothing but an event can tell the client
+            if not self.response.prepared:
+                raise
+            logger.exception("a stream failed")
+            await self._write(reply.error(ApiError(500, "the gateway failed; its log says how")))
+        await self._taken(self.response.write_eof())
 
     async def _write(self, content: bytes) -> None:
-        if not content:
-            return
+        if content:
+            await self._taken(self.response.write(content))
+
+    async def _taken(self, sending: Awaitable[None]) -> None:
         try:
             async with asyncio.timeout(self._timeout_s):
-                await self.response.write(content)
+                await sending
         except TimeoutError:
             if self._request.transport is not None:
                 self._request.transport.abort()

@@ -46,6 +46,8 @@ class Conversation:
     """A turn is being sampled."""
     is_finished: bool = False
     """The client says nothing more; the reward may still come."""
+    is_anonymous: bool = False
+    """The client did not name it: it goes on by its history alone."""
     is_over: bool = False
     """It was ended; a turn that is under way says nothing more."""
     is_off_policy: bool = False

@@ -66,9 +66,10 @@ class Keys:
 
     def _find(self, key: str | None, *, is_reward: bool) -> str:
         found = ""
+        given = (key or "").encode("utf-8", "surrogateescape")  # a header may hold any bytes
         for name, one in self._tenants.items():
             secret = one.reward_key if is_reward else one.key
-            if secret is not None and hmac.compare_digest(secret.encode(), (key or "").encode()):
+            if secret is not None and hmac.compare_digest(secret.encode(), given):
                 found = name
         if not found:
             raise ApiError(401, "the key is missing or wrong", code="invalid_api_key")

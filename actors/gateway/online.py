@@ -77,6 +77,12 @@ class OnlineTraining:
         self._waiting.append(sample)
         self._arrived.set()
 
+    def drop(self, prompt_id: str) -> None:
+        """Forget a tree that waits: it was deleted."""
+        kept = [sample for sample in self._waiting if sample.group.prompt.prompt_id != prompt_id]
+        self._waiting.clear()
+        self._waiting.extend(kept)
+
     async def run(self) -> None:
         """Train until it is cancelled, or `train.steps` are done."""
         self.num_steps = await self._checkpoints.load()

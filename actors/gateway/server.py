@@ -36,6 +36,8 @@ from engine.types import Reward, ToolSpec
 logger = logging.getLogger(__name__)
 
 SWEEP_S = 30.0
+EXPIRE_S = 3600.0
+"""Between two looks at the age of records."""
 SHUTDOWN_S = 5.0
 _HELD_DIALOGUES = 256
 
@@ -99,9 +101,16 @@ class Gateway:
             await runner.cleanup()
 
     async def _sweep(self) -> None:
+        next_expiry = 0.0
         while True:
             await asyncio.sleep(SWEEP_S)
-            self._store.sweep()
+            try:
+                self._store.sweep()
+                if (now := asyncio.get_running_loop().time()) >= next_expiry:
+                    next_expiry = now + EXPIRE_S
+                    await self._store.expire()
+            except Exception:  # a border: a disk that is full now must not keep everything open for ever
+                logger.exception("the gateway could not sweep; it will try again")
 
     def _app(self) -> web.Application:
         app = web.Application(client_max_size=self._config.max_body_bytes, middlewares=[errors])

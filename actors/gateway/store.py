@@ -17,7 +17,7 @@ from actors.gateway.errors import ApiError, no_such_conversation, refused
 from actors.gateway.prefix_index import PrefixIndex
 from actors.gateway.records import NAME, Records
 from actors.gateway.said import TurnAsked
-from actors.gateway.traffic_tree import OnGroup, TrafficTree
+from actors.gateway.traffic_tree import OnGroup, OnTree, TrafficTree
 from actors.gateway.traffic_trees import TrafficTrees
 from engine.types import Int32, Reward, ToolCall, Version
 
@@ -28,13 +28,22 @@ class Store:
     """All verbs return at once and raise `ApiError`; of another tenant nothing is found, whatever its name."""
 
     def __init__(
-        self, config: ServeConfig, *, records: Records, version: Callable[[], Version], on_group: OnGroup | None = None
+        self,
+        config: ServeConfig,
+        *,
+        records: Records,
+        version: Callable[[], Version],
+        on_group: OnGroup | None = None,
+        on_close: OnTree = lambda prompt_id: None,
+        on_delete: OnTree = lambda prompt_id: None,
     ) -> None:
-        """`version` is that of the weights that sample now; `on_group` is given what may be trained on, if anything."""
+        """`version` is that of the weights that sample now; `on_group` is given what may be trained on, if anything.
+        `on_close` hears of each tree that will not grow any more, `on_delete` of each that was deleted."""
         self._config = config
         self._records = records
         self._version = version
-        self._trees = TrafficTrees(config, records=records, on_group=on_group)
+        self._on_delete = on_delete
+        self._trees = TrafficTrees(config, records=records, on_group=on_group, on_close=on_close)
         self._named: dict[tuple[str, str], Conversation] = {}
         self._counts: Counter[str] = Counter()
         self._index = PrefixIndex()
@@ -59,6 +68,7 @@ class Store:
             found = self._index.longest(tenant, asked.scope, prefixes)
             if found is None:
                 conversation = self._open(tenant, f"conv-{uuid4().hex}", asked, dialogue, prefixes)
+                conversation.is_anonymous = True
             else:
                 conversation = self._go_on(*found, asked, dialogue, prefixes, is_named=False)
         else:
@@ -86,6 +96,9 @@ class Store:
             length = conversation.path.length
             point = Point(digest, asked.num_messages + 1, asked.length, length, True, calls, call_ids)
             self._add_point(conversation, point)
+        elif conversation.is_anonymous and len(conversation.points) == 1:
+            # Nobody knows its name, and its history holds no answer by which it could be found again.
+            self._end(conversation, detail="its first turn failed")
         conversation.tree.flush()
 
     def _named_turn(
@@ -193,16 +206,20 @@ class Store:
             deleted.add(conversation.tree.name)
         for tree in deleted:
             self._trees.delete(tree)
+            self._on_delete(f"{tenant}/{tree}")
         if conversation is not None:
             self._end(conversation, detail="deleted")
 
     def sweep(self) -> None:
-        """End what was left alone for too long, and remove records that are too old."""
+        """End what was left alone for too long."""
         oldest = asyncio.get_running_loop().time() - self._config.idle_s
         for conversation in [c for c in self._named.values() if c.touched_at < oldest and not c.is_busy]:
             self._end(conversation, detail="idle")
         self._trees.close_waiting()
-        if removed := self._records.expire(retention_s=self._config.retention_s):
+
+    async def expire(self) -> None:
+        """Remove records that are too old, beside everything else: there may be a million of them."""
+        if removed := await asyncio.to_thread(self._records.expire, retention_s=self._config.retention_s):
             logger.info("%d records were older than serve.retention_s", removed)
 
     # -- inside -----------------------------------------------------------------------------------------------
@@ -250,6 +267,7 @@ class Store:
     def _drop_path(self, conversation: Conversation, *, keep: list[Point] | None = None) -> None:
         """The client's history is not the recorded one any more: what it left is not trained."""
         conversation.num_rewrites += 1
+        conversation.reward = None  # it was for what the client has taken back
         self._index.remove(conversation, conversation.points)
         conversation.tree.end(conversation.path, reward=None, detail="the client rewrote its history")
         if keep is None:
@@ -281,7 +299,17 @@ class Store:
             raise ApiError(409, f"{conversation.name!r} is finished", code="conversation_finished")
 
     def _check_room(self, tenant: str) -> None:
-        if self._counts[tenant] >= self._config.max_conversations:
+        """A client that names no conversation ends none either: the one that was quiet for longest makes room."""
+        if self._counts[tenant] < self._config.max_conversations:
+            return
+        quiet = [
+            one
+            for one in self._named.values()
+            if one.tenant == tenant and one.is_anonymous and one.reward is None and not one.is_busy
+        ]
+        if quiet:
+            self._end(min(quiet, key=lambda one: one.touched_at), detail="it made room for another one")
+        else:
             raise ApiError(429, "too many open conversations: finish some", code="too_many_conversations")
 
 

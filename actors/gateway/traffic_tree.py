@@ -115,9 +115,9 @@ class TrafficTree:
 
     def flush(self) -> None:
         """Write what is not written yet; a deleted tree writes nothing."""
-        events, self._unwritten = self._unwritten, []
         if not self.is_deleted:
-            self._records.append(self.tenant, self.name, events)
+            self._records.append(self.tenant, self.name, self._unwritten)
+        self._unwritten = []
 
     def _emit(self, event: AnyTreeEvent) -> None:
         event = msgspec.structs.replace(event, t=time.time())
@@ -127,3 +127,5 @@ class TrafficTree:
 
 OnGroup = Callable[[TrajectoryGroup], None]
 """Takes a finished tree whose conversations may be trained on."""
+OnTree = Callable[[str], None]
+"""Hears of a tree, by its `prompt_id`."""

@@ -4,7 +4,7 @@ import logging
 
 from actors.gateway.config import ServeConfig
 from actors.gateway.records import Records
-from actors.gateway.traffic_tree import OnGroup, TrafficTree
+from actors.gateway.traffic_tree import OnGroup, OnTree, TrafficTree
 from engine.types import Int32, RolloutStatus, Version
 
 logger = logging.getLogger(__name__)
@@ -13,10 +13,11 @@ logger = logging.getLogger(__name__)
 class TrafficTrees:
     """Trees by name. A tree that nothing lives in is closed, and given away where it may be trained on."""
 
-    def __init__(self, config: ServeConfig, *, records: Records, on_group: OnGroup | None) -> None:
+    def __init__(self, config: ServeConfig, *, records: Records, on_group: OnGroup | None, on_close: OnTree) -> None:
         self._config = config
         self._records = records
         self._on_group = on_group
+        self._on_close = on_close
         self._open: dict[str, TrafficTree] = {}
         self._joinable: dict[tuple[str, bytes], TrafficTree] = {}
         """By tenant and prompt: groups that are not full."""
@@ -46,6 +47,8 @@ class TrafficTrees:
         if (tree := self._open.get(name)) is not None:
             tree.is_deleted = True
             self._bar(tree)
+            if not tree.is_live:
+                self._close(tree)
 
     def settle(self, tree: TrafficTree) -> None:
         """A path of this tree ended: write it, and close the tree where no other will come."""
@@ -65,6 +68,7 @@ class TrafficTrees:
     def _close(self, tree: TrafficTree) -> None:
         del self._open[tree.name]
         group = tree.finish()
+        self._on_close(tree.prompt_id)
         is_worth = any(trajectory.status is not RolloutStatus.FAILED for trajectory in group.trajectories)
         if self._config.train and self._on_group is not None and is_worth and not tree.is_deleted:
             self._on_group(group)

@@ -113,7 +113,7 @@ class Turns:
                 finish="tool_calls" if calls else "stop" if is_stopped else "length",
                 calls=answer.calls,
                 num_prompt_tokens=start,
-                num_cached_tokens=num_cached,
+                num_cached_tokens=min(num_cached, start),  # of several requests, where one failed
                 num_sampled_tokens=segment.size,
             )
             yield Piece(text=text + rest, token_ids=chunk.token_ids, logprobs=chunk.logprobs, end=end)
@@ -141,9 +141,11 @@ class Turns:
                         if conversation.is_over:
                             raise ApiError(409, f"{conversation.name!r} was ended", code="conversation_finished")
                         conversation.tree.sample(path, chunk)
-                        if chunk.finish_reason != "aborted":
+                        if chunk.finish_reason == "aborted":  # by somebody else: what was sampled is gone on from
+                            chunk = msgspec.structs.replace(chunk, finish_reason="")
+                        if chunk.finish_reason or chunk.token_ids.size:
                             yield chunk
-                        if chunk.finish_reason in ("stop", "length"):
+                        if chunk.finish_reason:
                             return
             except RequestRefusedError as refusal:
                 raise refused(str(refusal)) from None

@@ -56,6 +56,10 @@ class Router:
         self._homes: dict[str, _Server] = {}
         self._patience_s = patience_s
 
+    def __len__(self) -> int:
+        """Trees that live somewhere."""
+        return len(self._homes)
+
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Completion, None]:
         """As `Generator.generate`. Raises `GeneratorLostError` where nobody has answered for `patience_s`."""
         loop = asyncio.get_running_loop()
