@@ -242,6 +242,19 @@ def test_a_router_forgets_a_tree_that_is_closed(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(("idle_s", "num_closed"), [(3600.0, 0), (1e-9, 1)])
+def test_a_group_waits_for_conversations_for_as_long_as_they_may_be_idle(
+    tmp_path: Path, idle_s: float, num_closed: int
+) -> None:
+    async def main() -> None:
+        async with world(tmp_path, group_size=3, idle_s=idle_s) as here:
+            await reward(here, await add(here))
+            here.serving._store.sweep()
+            assert len(here.groups) == num_closed
+
+    asyncio.run(main())
+
+
 def test_records_grow_old(tmp_path: Path) -> None:
     async def main() -> None:
         async with world(tmp_path, retention_s=1e-9) as here:

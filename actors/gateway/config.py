@@ -31,7 +31,7 @@ class ServeConfig(Section, frozen=True):
     """How long a record stays on disk behind its last turn."""
     group_size: Positive = 1
     """Conversations of one prompt that are credited together; with 1 a reward needs an advantage without groups, such
-    as `reinforce_pp`."""
+    as `reinforce_pp`. A group that is not full waits `idle_s` behind its last conversation for another one."""
     batch_size: Positive = 8
     """Trees of an online step."""
     stream_interval: Positive = 4
@@ -43,7 +43,8 @@ class ServeConfig(Section, frozen=True):
     max_streams: Positive = 1024
     """Requests that sample at one time; one more is answered 429."""
     max_conversations: Positive = 10_000
-    """Open conversations of one tenant; one more is answered 429."""
+    """Open conversations of one tenant. Where there is no room for one more, the one that was quiet for longest ends,
+    of those that the client has not named and that have no reward; where there is none it is answered 429."""
     read_timeout_s: PositiveFloat = 30.0
     """How long a body may take to arrive."""
     write_timeout_s: PositiveFloat = 30.0

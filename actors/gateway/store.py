@@ -215,7 +215,7 @@ class Store:
         oldest = asyncio.get_running_loop().time() - self._config.idle_s
         for conversation in [c for c in self._named.values() if c.touched_at < oldest and not c.is_busy]:
             self._end(conversation, detail="idle")
-        self._trees.close_waiting()
+        self._trees.close_waiting(since=oldest)
 
     async def expire(self) -> None:
         """Remove records that are too old, beside everything else: there may be a million of them."""

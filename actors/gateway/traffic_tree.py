@@ -48,6 +48,8 @@ class TrafficTree:
         self.name = uuid4().hex
         self.prompt_id = f"{tenant}/{self.name}"
         self.is_deleted = False
+        self.settled_at = 0.0
+        """On the loop's clock: when a path of it ended last."""
         self._records = records
         self._unwritten: list[AnyTreeEvent] = []
         asked = Prompt(

@@ -1,5 +1,6 @@
 """TrafficTrees: the trees that may still grow, and which conversations share one: those of one prompt are a group."""
 
+import asyncio
 import logging
 
 from actors.gateway.config import ServeConfig
@@ -53,12 +54,13 @@ class TrafficTrees:
     def settle(self, tree: TrafficTree) -> None:
         """A path of this tree ended: write it, and close the tree where no other will come."""
         tree.flush()
+        tree.settled_at = asyncio.get_running_loop().time()
         if not tree.is_live and tree not in self._joinable.values():
             self._close(tree)
 
-    def close_waiting(self) -> None:
-        """Groups that wait for conversations, and in which none lives, wait no longer."""
-        for tree in [tree for tree in self._joinable.values() if not tree.is_live]:
+    def close_waiting(self, *, since: float) -> None:
+        """Groups that wait for conversations, and in which none has lived since then, wait no longer."""
+        for tree in [tree for tree in self._joinable.values() if not tree.is_live and tree.settled_at < since]:
             self._bar(tree)
             self._close(tree)
 
