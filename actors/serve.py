@@ -16,7 +16,7 @@ from actors.gateway.online import OnlineTraining
 from actors.gateway.records import Records
 from actors.gateway.server import Gateway
 from actors.gateway.store import Store
-from actors.gateway.traffic_tree import OnGroup, OnTree
+from actors.gateway.traffic_trees import Hearers, OnGroup, OnTree, ignore
 from actors.gateway.turn import Turns
 from actors.materials import materialise
 from actors.run_dir import RunDir
@@ -33,10 +33,6 @@ from engine.tokenizer import HfTokenizer
 from engine.types import Version
 
 logger = logging.getLogger(__name__)
-
-
-def _ignore(prompt_id: str) -> None:
-    """For a tree that nobody keeps anything of."""
 
 
 async def serve(config: Config, run: RunDir, *, say: Callable[[str], None]) -> None:
@@ -61,8 +57,8 @@ async def serve(config: Config, run: RunDir, *, say: Callable[[str], None]) -> N
                     keys=keys,
                     records=Records(run.path / "traffic" if ready.serve.record else None),
                     version=lambda: 0 if training is None else training.version,
-                    on_group=None if training is None else training.offer,
-                    on_delete=_ignore if training is None else training.drop,
+                    on_group=ignore if training is None else training.offer,
+                    on_delete=ignore if training is None else training.drop,
                 )
                 async with serving.listening() as url, asyncio.TaskGroup() as tasks:
                     say(f"{url}/v1 serves {ready.serve.model}")
@@ -80,15 +76,14 @@ def gateway(
     keys: Keys,
     records: Records,
     version: Callable[[], Version] = lambda: 0,
-    on_group: OnGroup | None = None,
-    on_delete: OnTree = _ignore,
+    on_group: OnGroup = ignore,
+    on_delete: OnTree = ignore,
 ) -> Gateway:
     """The gateway of a configuration, in front of any generator."""
     # A router remembers where each tree lives until it is told that the tree is finished.
-    on_close = generator.forget if isinstance(generator, Router) else _ignore
-    store = Store(
-        config.serve, records=records, version=version, on_group=on_group, on_close=on_close, on_delete=on_delete
-    )
+    on_close = generator.forget if isinstance(generator, Router) else ignore
+    hears = Hearers(on_group=on_group, on_close=on_close, on_delete=on_delete)
+    store = Store(config.serve, records=records, version=version, hears=hears)
     turns = Turns(
         generator,
         store,

@@ -305,6 +305,21 @@ def test_conversations_that_no_client_can_name_do_not_fill_a_gateway(tmp_path: P
     asyncio.run(main())
 
 
+def test_without_keys_a_gateway_answers_to_its_own_name_alone(tmp_path: Path) -> None:
+    """A page of any site can have a name of its own resolve to loopback, and would use the policy."""
+
+    async def main() -> None:
+        async with world(tmp_path, keys=Keys({})) as here:
+            body = {"messages": [user("hello")]}
+            status, reply = await here.post(CHAT, body, headers={"Host": "rebound.example:8000"})
+            assert (status, reply["error"]["code"]) == (403, "not_this_host")
+            assert (await here.post(CHAT, body))[0] == 200
+        async with world(tmp_path) as here:
+            assert (await here.post(CHAT, body, headers={"Host": "rebound.example:8000"}))[0] == 200, "it has keys"
+
+    asyncio.run(main())
+
+
 def test_a_key_that_is_no_text_is_wrong(tmp_path: Path) -> None:
     async def main() -> None:
         async with world(tmp_path) as here:

@@ -17,10 +17,11 @@ import pytest
 from aiohttp import ClientSession, CookieJar
 
 from actors.view.run_view import RunView
-from actors.view.server import WatchServer, is_loopback
+from actors.view.server import WatchServer
 from engine.errors import ConfigError
 from engine.events import AnyEvent, PromptAdmitted
 from engine.journal import Journal
+from engine.loopback import is_loopback
 from tests.view_runs import HOSTILE, make_run, texts, whole_run
 
 EVENTS = whole_run(num_steps=3, num_groups=3, is_finished=False)

@@ -1,6 +1,5 @@
 """What a person may say about the gateway. Keys are in a file or the environment, never in a configuration."""
 
-import ipaddress
 from typing import Annotated
 
 from msgspec import Meta
@@ -55,11 +54,3 @@ class ServeConfig(Section, frozen=True):
     def __post_init__(self) -> None:
         if "/" in self.model or not self.model:
             raise ConfigError(f"got model={self.model!r}: a name without a slash is needed - at $.serve.model")
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether only this machine can reach the server."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"

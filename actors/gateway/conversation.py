@@ -6,6 +6,7 @@ points                  a           b      a           b      a           b     
 
 from dataclasses import dataclass, field
 
+from actors.gateway.errors import ApiError
 from actors.gateway.traffic_tree import TrafficTree
 from engine.tree import Path
 from engine.types import Reward, ToolCall
@@ -69,6 +70,18 @@ class Conversation:
     def is_whole(self) -> bool:
         """Whether its last turn came to its end, and the client may have heard all of it."""
         return bool(self.points) and self.points[-1].is_answer
+
+    @property
+    def may_make_room(self) -> bool:
+        """Whether it may be ended for another one: a client that does not name it does not end it either."""
+        return self.is_anonymous and self.reward is None and not self.is_busy
+
+    def check_free(self) -> None:
+        """Raises `ApiError` 409 where it cannot go on now, or at all."""
+        if self.is_busy:
+            raise ApiError(409, f"a turn of {self.name!r} is under way", code="conversation_busy")
+        if self.is_finished:
+            raise ApiError(409, f"{self.name!r} is finished", code="conversation_finished")
 
     def stands_at(self, point: Point) -> bool:
         """Whether nothing was sampled or said behind this point."""

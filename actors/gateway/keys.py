@@ -12,6 +12,7 @@ import msgspec
 from actors.gateway.config import ServeConfig
 from actors.gateway.errors import ApiError
 from engine.errors import ConfigError
+from engine.loopback import is_loopback
 
 LOCAL = "local"
 """The only tenant of a gateway without keys."""
@@ -92,7 +93,7 @@ def load_keys(config: ServeConfig, *, environment: Mapping[str, str] = os.enviro
         raise ConfigError(f"{source}: no TOML") from None
     except (msgspec.ValidationError, ConfigError) as error:
         raise ConfigError(f"{source}: {error}") from None
-    if not keys.are_needed and not config.is_loopback:
+    if not keys.are_needed and not is_loopback(config.host):
         raise ConfigError(f"{config.host} can be reached by others: keys are needed - at $.serve.keys_file")
     if not keys.are_needed and config.train:
         raise ConfigError("training on traffic needs reward keys - at $.serve.keys_file")

@@ -31,6 +31,7 @@ from actors.gateway.said import TurnAsked
 from actors.gateway.store import Store
 from actors.gateway.turn import Turns
 from engine.errors import ConfigError, DataError
+from engine.loopback import names_loopback
 from engine.types import Reward, ToolSpec
 
 logger = logging.getLogger(__name__)
@@ -112,8 +113,14 @@ class Gateway:
             except Exception:  # a border: a disk that is full now must not keep everything open for ever
                 logger.exception("the gateway could not sweep; it will try again")
 
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if not self._keys.are_needed and not names_loopback(request.host):
+            raise ApiError(403, "without keys this gateway answers to its own name alone", code="not_this_host")
+        return await handler(request)
+
     def _app(self) -> web.Application:
-        app = web.Application(client_max_size=self._config.max_body_bytes, middlewares=[errors])
+        app = web.Application(client_max_size=self._config.max_body_bytes, middlewares=[errors, self._guard])
         named = "/v1/conversations/{name}"
         app.add_routes(
             [

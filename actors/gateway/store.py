@@ -17,8 +17,8 @@ from actors.gateway.errors import ApiError, no_such_conversation, refused
 from actors.gateway.prefix_index import PrefixIndex
 from actors.gateway.records import NAME, Records
 from actors.gateway.said import TurnAsked
-from actors.gateway.traffic_tree import OnGroup, OnTree, TrafficTree
-from actors.gateway.traffic_trees import TrafficTrees
+from actors.gateway.traffic_tree import TrafficTree
+from actors.gateway.traffic_trees import Hearers, TrafficTrees
 from engine.types import Int32, Reward, ToolCall, Version
 
 logger = logging.getLogger(__name__)
@@ -28,22 +28,14 @@ class Store:
     """All verbs return at once and raise `ApiError`; of another tenant nothing is found, whatever its name."""
 
     def __init__(
-        self,
-        config: ServeConfig,
-        *,
-        records: Records,
-        version: Callable[[], Version],
-        on_group: OnGroup | None = None,
-        on_close: OnTree = lambda prompt_id: None,
-        on_delete: OnTree = lambda prompt_id: None,
+        self, config: ServeConfig, *, records: Records, version: Callable[[], Version], hears: Hearers
     ) -> None:
-        """`version` is that of the weights that sample now; `on_group` is given what may be trained on, if anything.
-        `on_close` hears of each tree that will not grow any more, `on_delete` of each that was deleted."""
+        """`version` is that of the weights that sample now; `hears` is told what becomes of trees."""
         self._config = config
         self._records = records
         self._version = version
-        self._on_delete = on_delete
-        self._trees = TrafficTrees(config, records=records, on_group=on_group, on_close=on_close)
+        self._hears = hears
+        self._trees = TrafficTrees(config, records=records, hears=self._hears)
         self._named: dict[tuple[str, str], Conversation] = {}
         self._counts: Counter[str] = Counter()
         self._index = PrefixIndex()
@@ -109,7 +101,7 @@ class Store:
         conversation = self._named.get((tenant, name))
         if conversation is None:
             return self._open(tenant, name, asked, dialogue, prefixes)
-        self._check_free(conversation)
+        conversation.check_free()
         point = conversation.match(prefixes)
         if point is not None:
             return self._go_on(conversation, point, asked, dialogue, prefixes, is_named=True)
@@ -163,13 +155,13 @@ class Store:
     def fork(self, tenant: str, name: str) -> Conversation:
         """A second conversation with the same history so far."""
         conversation = self.get(tenant, name)
-        self._check_free(conversation)
+        conversation.check_free()
         return self._fork(conversation, conversation.points[-1], f"conv-{uuid4().hex}")
 
     def finish(self, tenant: str, name: str) -> Conversation:
         """Nothing more will be said; a reward that was given is final now, and otherwise it may still come."""
         conversation = self.get(tenant, name)
-        self._check_free(conversation)
+        conversation.check_free()
         conversation.is_finished = True
         self._touch(conversation)
         if conversation.reward is not None:
@@ -206,7 +198,7 @@ class Store:
             deleted.add(conversation.tree.name)
         for tree in deleted:
             self._trees.delete(tree)
-            self._on_delete(f"{tenant}/{tree}")
+            self._hears.on_delete(f"{tenant}/{tree}")
         if conversation is not None:
             self._end(conversation, detail="deleted")
 
@@ -292,21 +284,11 @@ class Store:
     def _touch(self, conversation: Conversation) -> None:
         conversation.touched_at = asyncio.get_running_loop().time()
 
-    def _check_free(self, conversation: Conversation) -> None:
-        if conversation.is_busy:
-            raise ApiError(409, f"a turn of {conversation.name!r} is under way", code="conversation_busy")
-        if conversation.is_finished:
-            raise ApiError(409, f"{conversation.name!r} is finished", code="conversation_finished")
-
     def _check_room(self, tenant: str) -> None:
         """A client that names no conversation ends none either: the one that was quiet for longest makes room."""
         if self._counts[tenant] < self._config.max_conversations:
             return
-        quiet = [
-            one
-            for one in self._named.values()
-            if one.tenant == tenant and one.is_anonymous and one.reward is None and not one.is_busy
-        ]
+        quiet = [one for one in self._named.values() if one.tenant == tenant and one.may_make_room]
         if quiet:
             self._end(min(quiet, key=lambda one: one.touched_at), detail="it made room for another one")
         else:

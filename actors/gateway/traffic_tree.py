@@ -5,7 +5,7 @@ so do a conversation and its forks, or what it was before a client rewrote its h
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from uuid import uuid4
 
 import msgspec
@@ -125,9 +125,3 @@ class TrafficTree:
         event = msgspec.structs.replace(event, t=time.time())
         self.builder.apply(event)
         self._unwritten.append(event)
-
-
-OnGroup = Callable[[TrajectoryGroup], None]
-"""Takes a finished tree whose conversations may be trained on."""
-OnTree = Callable[[str], None]
-"""Hears of a tree, by its `prompt_id`."""

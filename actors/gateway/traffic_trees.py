@@ -2,23 +2,44 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from actors.gateway.config import ServeConfig
 from actors.gateway.records import Records
-from actors.gateway.traffic_tree import OnGroup, OnTree, TrafficTree
-from engine.types import Int32, RolloutStatus, Version
+from actors.gateway.traffic_tree import TrafficTree
+from engine.types import Int32, RolloutStatus, TrajectoryGroup, Version
 
 logger = logging.getLogger(__name__)
+
+
+OnGroup = Callable[[TrajectoryGroup], None]
+OnTree = Callable[[str], None]
+
+
+def ignore(what: object) -> None:
+    """For what nobody wants to know."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hearers:
+    """Who wants to know what becomes of trees."""
+
+    on_group: OnGroup = ignore
+    """Takes a finished tree whose conversations may be trained on."""
+    on_close: OnTree = ignore
+    """Hears, by its `prompt_id`, of a tree that will not grow any more."""
+    on_delete: OnTree = ignore
+    """Hears of one that was deleted."""
 
 
 class TrafficTrees:
     """Trees by name. A tree that nothing lives in is closed, and given away where it may be trained on."""
 
-    def __init__(self, config: ServeConfig, *, records: Records, on_group: OnGroup | None, on_close: OnTree) -> None:
+    def __init__(self, config: ServeConfig, *, records: Records, hears: Hearers) -> None:
         self._config = config
         self._records = records
-        self._on_group = on_group
-        self._on_close = on_close
+        self._hears = hears
         self._open: dict[str, TrafficTree] = {}
         self._joinable: dict[tuple[str, bytes], TrafficTree] = {}
         """By tenant and prompt: groups that are not full."""
@@ -70,7 +91,7 @@ class TrafficTrees:
     def _close(self, tree: TrafficTree) -> None:
         del self._open[tree.name]
         group = tree.finish()
-        self._on_close(tree.prompt_id)
+        self._hears.on_close(tree.prompt_id)
         is_worth = any(trajectory.status is not RolloutStatus.FAILED for trajectory in group.trajectories)
-        if self._config.train and self._on_group is not None and is_worth and not tree.is_deleted:
-            self._on_group(group)
+        if self._config.train and is_worth and not tree.is_deleted:
+            self._hears.on_group(group)

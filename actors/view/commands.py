@@ -8,8 +8,9 @@ from pathlib import Path
 
 from actors.interrupts import interruptible
 from actors.run_dir import RunDir
-from actors.view.server import WatchServer, is_loopback
+from actors.view.server import WatchServer
 from engine.errors import ConfigError
+from engine.loopback import is_loopback
 
 TOKEN = "ARPO_WATCH_TOKEN"
 

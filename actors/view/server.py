@@ -16,7 +16,6 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
-import ipaddress
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -27,6 +26,7 @@ from aiohttp import web
 from actors.view.page import live_page, policy
 from actors.view.run_view import RunView
 from engine.errors import ConfigError, JournalError
+from engine.loopback import is_loopback, names_loopback
 
 POLL_S = 0.5
 BEAT_S = 2.0
@@ -37,14 +37,6 @@ MIN_TOKEN = 16
 SHUTDOWN_S = 2.0
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a name or address means this machine alone."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class WatchServer:
@@ -111,7 +103,7 @@ class WatchServer:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if self._token is None and not _names_loopback(request.host):
+        if self._token is None and not names_loopback(request.host):
             return _refused(403, "this server answers to its own name alone, or to all with ARPO_WATCH_TOKEN set")
         given = request.query.get("token")
         if self._token is not None and not self._knows(given) and not self._knows(request.cookies.get(self._cookie)):
@@ -168,11 +160,6 @@ class WatchServer:
                         await self._news.wait()
                 await asyncio.sleep(POLL_S)  # so that a busy run is told of twice a second, and not with each event
         return response
-
-
-def _names_loopback(host: str) -> bool:
-    name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
-    return is_loopback(name.strip("[]"))
 
 
 def _json(content: object) -> web.Response:
