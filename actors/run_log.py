@@ -5,7 +5,6 @@ event ─> journal (disk) ─> folds: state, metrics, phases ─> metrics.jsonl 
 
 import contextlib
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Self
 
 import msgspec
 
+from actors.checkpoint_folders import CheckpointFolders
 from actors.config import Config
 from actors.run_dir import RunDir, Status, Summary, write_whole
 from actors.watcher import Watcher
@@ -39,7 +39,6 @@ from engine.snapshot import Snapshot, SnapshotFold
 
 logger = logging.getLogger(__name__)
 
-KEPT_CHECKPOINTS = 2
 _SYNCED: dict[str, tuple[type[Event], ...]] = {
     "checkpoint": (Checkpointed,),
     "step": (Checkpointed, WeightsPublished),
@@ -68,20 +67,23 @@ class RunLog:
         self._watcher = watcher
         self._metrics = MetricsFold()
         self._kept = SnapshotFold()
+        self._folders = CheckpointFolders(run.checkpoints)
         self._snapshots: list[int] = []
         """Segments that begin with the last two snapshots."""
         self._started_s = time.monotonic()
         self._base_t = 0.0
 
     def __enter__(self) -> Self:
-        start, base = snapshots.where_to_begin(self._run.journal, is_there=self._is_there)
+        start, base = snapshots.where_to_begin(self._run.journal, is_there=self._folders.holds)
         recover(self._run.journal, start=start)
         rows = [] if base is None else self._go_on_from(start, base)
-        self.state.is_there = self._is_there
+        self.state.is_there = self._folders.holds
         for event in journals.read(self._run.journal, start=start):
             self.state.apply(event)
             if (row := self._fold(event)) is not None:
                 rows.append(row)
+        for checkpoint in self.state.checkpoints:
+            self._folders.add(checkpoint)
         self._base_t = self.state.last_t
         # Written anew from the journal, as far as it was read, so it never disagrees with it.
         write_whole(self._run.metrics, b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
@@ -122,7 +124,8 @@ class RunLog:
             case StepFinished():
                 self.state.reports[event.report.step] = event.report
             case Checkpointed():
-                self._prune_checkpoints()
+                self._folders.add(event)
+                self._folders.prune()
                 self._roll(event)
             case _:
                 pass
@@ -144,9 +147,6 @@ class RunLog:
             journal_s=self._journal.busy_s,
             error=error,
         )
-
-    def _is_there(self, path: str) -> bool:
-        return (self._run.checkpoints / Path(path).name).is_dir()
 
     def _go_on_from(self, number: int, base: Snapshot) -> list[StepMetrics]:
         """Know what a snapshot knows; the rows of the steps before it."""
@@ -193,10 +193,6 @@ class RunLog:
             self._rows.flush()
         except OSError as error:
             raise JournalError(f"{self._run.metrics}: {error}") from error
-
-    def _prune_checkpoints(self) -> None:
-        for old in sorted(self._run.checkpoints.glob("step-*"))[:-KEPT_CHECKPOINTS]:
-            shutil.rmtree(old)
 
 
 def _read_rows(path: Path) -> Iterator[StepMetrics]:

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import msgspec
 
+from actors.checkpoint_folders import CheckpointFolders
 from actors.config import Config
 from actors.credit import credit
 from actors.gateway.dialogue import Dialogue
@@ -24,7 +25,7 @@ from actors.runtime import LocalRuntime
 from actors.sft import starting_model
 from engine import journal as journals
 from engine.errors import ConfigError
-from engine.events import AnyEvent
+from engine.events import AnyEvent, Checkpointed
 from engine.inference.router import Router
 from engine.interfaces import Generator
 from engine.journal import Journal
@@ -107,12 +108,16 @@ async def _online(
     """A learner, and the journal of what it does; it goes on where an earlier process made its last checkpoint."""
     from learner.algorithms.batch_credit import finish_batch
 
-    state = _read_state(run)
+    folders = CheckpointFolders(run.checkpoints)
+    state = _read_state(run, folders)
     trainer = await runtime.start_trainer(model_path)
     with Journal(run.journal) as journal:
 
         def emit(event: AnyEvent) -> None:
             journal.append(msgspec.structs.replace(event, t=time.time()))
+            if isinstance(event, Checkpointed):
+                folders.add(event)
+                folders.prune()
 
         yield OnlineTraining(
             config=config.train,
@@ -127,14 +132,15 @@ async def _online(
         )
 
 
-def _read_state(run: RunDir) -> RunState:
+def _read_state(run: RunDir, folders: CheckpointFolders) -> RunState:
     """The checkpoints of earlier processes; what was trained behind the last one is not trained again."""
-    from engine.events import Checkpointed
-
     state = RunState()
+    state.is_there = folders.holds
     for event in journals.read(run.journal):
         if isinstance(event, Checkpointed):
             state.apply(event)
+    for checkpoint in state.checkpoints:
+        folders.add(checkpoint)
     return state
 
 
@@ -146,7 +152,7 @@ def _check_learning(config: Config) -> None:
             f"clients sample at rollout.sampling.temperature = {sampling.temperature}, the learner assumes "
             f"{learner.temperature} - at $.learner.temperature"
         )
-    alone = ("reinforce_pp",)
+    alone = ("reinforce_pp", "reward")
     kind = type(learner.advantage).__struct_config__.tag
     if config.serve.train and config.serve.group_size == 1 and kind not in alone:
         raise ConfigError(

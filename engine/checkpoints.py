@@ -30,7 +30,8 @@ class Checkpoints:
         self._every = every
         self._path_of = path_of
         self._emit = emit
-        self._num_saved = self._known[-1].step if self._known else 0
+        self._num_saved = 0
+        """The step of the newest that is whole."""
         self._torn: dict[int, Checkpointed] = {}
 
     async def load(self) -> int:
@@ -48,6 +49,7 @@ class Checkpoints:
                     raise
                 logger.warning("%s; the journal has what was trained since the checkpoint before it", error)
             else:
+                self._num_saved = checkpoint.step
                 return checkpoint.step
         return 0
 
@@ -55,6 +57,7 @@ class Checkpoints:
         """Make the checkpoint behind a step again, when the learner is there again and had found it torn."""
         if step in self._torn:
             await self._save(step, version=self._torn.pop(step).version)
+            self._num_saved = step
 
     async def save_if_due(self, step: int, *, version: Version, is_last: bool) -> None:
         """Make the checkpoint behind a step, unless it is there already."""

@@ -209,9 +209,10 @@ class TrajectoryGroup(Value, frozen=True):
 
     @property
     def oldest_version(self) -> Version:
-        """The oldest version among sampled tokens: what staleness is measured on."""
-        versions = [int(n.versions.min()) for n in self.tree.nodes if n.kind is NodeKind.SAMPLED and n.versions.size]
-        return min(versions, default=0)
+        """The oldest version among sampled tokens that may be trained: what staleness is measured on."""
+        whole = [trajectory for trajectory in self.trajectories if trajectory.status is not RolloutStatus.FAILED]
+        nodes = [self.tree.nodes[i] for i in {i for one in whole for i in self.tree.path_to(one.leaf)}]
+        return min([int(n.versions.min()) for n in nodes if n.kind is NodeKind.SAMPLED and n.versions.size], default=0)
 
     @property
     def num_tool_calls_answered(self) -> int:

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -148,6 +149,31 @@ def test_a_process_goes_on_from_the_checkpoint_of_the_one_before() -> None:
         assert (made.training.num_steps, made.training.version, made.trainer.version) == (5, 5, 5)
 
     run_virtual(main())
+
+
+def test_a_process_whose_last_checkpoint_is_torn_makes_it_again() -> None:
+    async def main() -> None:
+        known = tuple(Checkpointed(step=step, version=step, path=f"checkpoint-{step}") for step in (1, 2))
+        made = Made(RunState(checkpoints=known), checkpoint_every=1)
+        made.trainer.saved.update({"checkpoint-1": 1, "checkpoint-2": 2})
+        made.trainer.torn = {"checkpoint-2"}
+        async with made.running():
+            made.training.offer(group(0))
+            made.training.offer(group(1))
+            await asyncio.sleep(10)
+        assert [event.step for event in made.events if isinstance(event, Checkpointed)] == [2]
+
+    run_virtual(main())
+
+
+def test_what_nobody_trains_does_not_make_a_tree_old() -> None:
+    """A conversation that ended without a reward shares the tree of those that have one."""
+    fresh = group(0, version=8)
+    node = msgspec.structs.replace(fresh.tree.nodes[1], versions=np.full(2, 3, np.int32))
+    failed = Trajectory(path=1, leaf=2, status=RolloutStatus.FAILED, reward=Reward(score=0.0))
+    tree = TrajectoryTree(nodes=(*fresh.tree.nodes, node))
+    both = msgspec.structs.replace(fresh, tree=tree, trajectories=(*fresh.trajectories, failed))
+    assert both.oldest_version == 8
 
 
 @pytest.mark.parametrize(

@@ -187,9 +187,24 @@ def test_a_run_that_was_measured_once_has_no_success_after_it(run: RunDir) -> No
 def test_the_newest_checkpoints_are_kept_and_older_ones_removed(run: RunDir) -> None:
     with opened(run) as log:
         for step in (9, 10, 11):
-            (run.checkpoints / f"step-{step:06d}").mkdir(parents=True)
-            log.emit(Checkpointed(step=step, version=step, path=""))
+            save(run, log, step)
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["step-000010", "step-000011"]
+
+
+def test_a_checkpoint_is_kept_though_there_are_folders_of_later_steps(run: RunDir) -> None:
+    """The journal was cut back to step 3, and the run has not come to them yet."""
+    for step in (15, 20):
+        (run.checkpoints / f"step-{step:06d}").mkdir(parents=True)
+    with opened(run) as log:
+        save(run, log, 5)
+        save(run, log, 10)
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["step-000005", "step-000010"]
+
+
+def save(run: RunDir, log: RunLog, step: int) -> None:
+    folder = run.checkpoints / f"step-{step:06d}"
+    folder.mkdir(parents=True)
+    log.emit(Checkpointed(step=step, version=step, path=str(folder)))
 
 
 def test_reports_of_this_process_are_in_its_state(run: RunDir) -> None:

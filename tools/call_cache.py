@@ -59,9 +59,10 @@ class MemoryCache:
 
     def keep(self, key: bytes, text: str) -> None:
         """A text that alone is too large is not kept."""
+        self._num_bytes -= _size(self._texts.pop(key, ""))
         if _size(text) > self._max_bytes:
             return
-        self._num_bytes += _size(text) - _size(self._texts.pop(key, ""))
+        self._num_bytes += _size(text)
         self._texts[key] = text
         while self._num_bytes > self._max_bytes:
             _, oldest = self._texts.popitem(last=False)

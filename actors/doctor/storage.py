@@ -3,12 +3,12 @@
 import tempfile
 from collections.abc import Iterator
 
+from actors.checkpoint_folders import KEPT_CHECKPOINTS
 from actors.doctor.case import Case
 from actors.doctor.finding import Finding, ok, refused, warning
 from actors.doctor.hosts import is_here
 from actors.doctor.machine import SHARED_MEMORY
 from actors.doctor.sizes import checkpoint_bytes, published_bytes, size
-from actors.run_log import KEPT_CHECKPOINTS
 from actors.runtime import KEPT_WEIGHTS
 from engine.inference.sglang_config import SglangConfig
 from engine.inference.shape import ModelShape
