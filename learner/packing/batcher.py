@@ -36,7 +36,7 @@ class MiniBatch(NamedTuple):
 
 
 def plan(sequences: Sequence[FlatSequence], config: LearnerConfig, *, replica: int, num_replicas: int) -> MiniBatch:
-    """The rows of one update for one replica; every replica has equally many, and they are of about equal size."""
+    """The rows of one update for one replica: one at least, and together of about the size of those of any other."""
     rows = pack(
         sequences,
         budget=config.micro_batch_tokens,
