@@ -235,9 +235,9 @@ def test_a_router_forgets_a_tree_that_is_closed(tmp_path: Path) -> None:
     async def main() -> None:
         async with world(tmp_path, generator=routed) as here:
             name = (await here.chat(user("one")))["conversation_id"]
-            assert len(routers[0]) == 1
+            assert routers[0].num_trees == 1
             assert (await here.post(f"/v1/conversations/{name}/discard"))[0] == 200
-            assert len(routers[0]) == 0
+            assert routers[0].num_trees == 0
 
     asyncio.run(main())
 

@@ -56,8 +56,9 @@ class Router:
         self._homes: dict[str, _Server] = {}
         self._patience_s = patience_s
 
-    def __len__(self) -> int:
-        """Trees that live somewhere."""
+    @property
+    def num_trees(self) -> int:
+        """Those that live somewhere."""
         return len(self._homes)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Completion, None]:
