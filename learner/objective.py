@@ -36,9 +36,8 @@ def row_objective(
     """sum over the row's trained tokens of weight * correction * loss; weights hold the mini-batch's denominator.
 
     A token that several trajectories share is scored once and counts for each of them. Train against behaviour (k3,
-    ratio) is measured with the proximal policy, or with the present weights where the correction asks for no proximal
-    policy: then the later updates of a step count its own movement too. A supervised loss has no behaviour policy: it
-    is not corrected, and reports a k3 of 0 and a ratio of 1. `versions` are those of the whole batch, ascending.
+    ratio) is measured with the proximal policy, or with the present weights where the correction asks for none. A
+    supervised loss is not corrected, and reports a k3 of 0 and a ratio of 1. `versions` are of the whole batch, ascending.
     """
 
     def tensor(values: NDArray[Any]) -> Tensor:
