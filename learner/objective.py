@@ -37,7 +37,7 @@ def row_objective(
 
     A token that several trajectories share is scored once and counts for each of them. Train against behaviour (k3,
     ratio) is measured with the proximal policy, or with the present weights where the correction asks for none. A
-    supervised loss is not corrected, and reports a k3 of 0 and a ratio of 1. `versions` are of the whole batch, ascending.
+    supervised loss is not corrected, and reports a k3 of 0 and a ratio of 1. `versions` are the batch's, ascending.
     """
 
     def tensor(values: NDArray[Any]) -> Tensor:
