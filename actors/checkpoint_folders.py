@@ -1,6 +1,7 @@
 """CheckpointFolders: the checkpoints of a run on disk; what the newest events tell of stays, and all else goes."""
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from engine.events import Checkpointed
@@ -23,13 +24,15 @@ class CheckpointFolders:
         """Whether a checkpoint that an event tells of is there still."""
         return (self._folder / Path(path).name).is_dir()
 
-    def add(self, event: Checkpointed) -> None:
-        """Keep this one and the one before it."""
-        name = Path(event.path).name
-        self._kept = [*(one for one in self._kept if one != name), name][-KEPT_CHECKPOINTS:]
+    def know(self, checkpoints: Iterable[Checkpointed]) -> None:
+        """Learn of those of earlier processes, in order."""
+        for checkpoint in checkpoints:
+            name = Path(checkpoint.path).name
+            self._kept = [*(one for one in self._kept if one != name), name][-KEPT_CHECKPOINTS:]
 
-    def prune(self) -> None:
-        """Remove the others."""
+    def keep(self, checkpoint: Checkpointed) -> None:
+        """Keep this one and the one before it, and remove the others."""
+        self.know([checkpoint])
         for old in self._folder.glob("step-*"):
             if old.name not in self._kept:
                 shutil.rmtree(old)

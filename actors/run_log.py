@@ -82,8 +82,7 @@ class RunLog:
             self.state.apply(event)
             if (row := self._fold(event)) is not None:
                 rows.append(row)
-        for checkpoint in self.state.checkpoints:
-            self._folders.add(checkpoint)
+        self._folders.know(self.state.checkpoints)
         self._base_t = self.state.last_t
         # Written anew from the journal, as far as it was read, so it never disagrees with it.
         write_whole(self._run.metrics, b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
@@ -124,8 +123,7 @@ class RunLog:
             case StepFinished():
                 self.state.reports[event.report.step] = event.report
             case Checkpointed():
-                self._folders.add(event)
-                self._folders.prune()
+                self._folders.keep(event)
                 self._roll(event)
             case _:
                 pass

@@ -116,8 +116,7 @@ async def _online(
         def emit(event: AnyEvent) -> None:
             journal.append(msgspec.structs.replace(event, t=time.time()))
             if isinstance(event, Checkpointed):
-                folders.add(event)
-                folders.prune()
+                folders.keep(event)
 
         yield OnlineTraining(
             config=config.train,
@@ -139,8 +138,7 @@ def _read_state(run: RunDir, folders: CheckpointFolders) -> RunState:
     for event in journals.read(run.journal):
         if isinstance(event, Checkpointed):
             state.apply(event)
-    for checkpoint in state.checkpoints:
-        folders.add(checkpoint)
+    folders.know(state.checkpoints)
     return state
 
 

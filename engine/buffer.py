@@ -33,7 +33,8 @@ class Slot:
     is_taken: bool = False
     is_refused: bool = False
     oldest_version: Version = 0
-    """What staleness is measured on: of the oldest sampled token, once it is known."""
+    """What staleness is measured on: of the oldest sampled token, once it is known. Kept, since each wake-up of `take`
+    asks all slots, and a group computes it from all of its nodes."""
 
     def __post_init__(self) -> None:
         self.oldest_version = self.version

@@ -12,7 +12,7 @@ from engine.errors import GeneratorError, GeneratorLostError, StalledError
 from engine.faults import FaultyGenerator
 from engine.inference.router import Router
 from engine.inference.scripted import Script, ScriptedGenerator
-from engine.inference.supervised import BEGIN_S, LOOK_S, SupervisedGenerator, watched
+from engine.inference.supervised import BEGIN_S, LOOK_S, Start, SupervisedGenerator, watched
 from engine.interfaces import Generator
 from engine.types import Completion, GenerateRequest, SamplingParams, UpdateMode, WeightRef
 
@@ -70,6 +70,17 @@ class Starts:
             self.num_open -= 1
 
 
+def starts_of(kind: type[Backend], lives: list[Backend]) -> Start:
+    """Each start is another one of these, which is in `lives` then."""
+
+    @asynccontextmanager
+    async def start() -> AsyncGenerator[Generator, None]:
+        lives.append(kind(Script(token_ids=[7] * 8, token_s=1.0)))
+        yield lives[-1]
+
+    return start
+
+
 async def collect(generator: SupervisedGenerator | Router, asked: GenerateRequest) -> list[Completion]:
     return [chunk async for chunk in generator.generate(asked)]
 
@@ -123,15 +134,10 @@ def test_weights_published_while_it_takes_older_ones_are_there_before_it_is_open
         async def open(self) -> None:
             await asyncio.sleep(1.0)
 
-    lives: list[Slow] = []
-
-    @asynccontextmanager
-    async def start() -> AsyncGenerator[Generator, None]:
-        lives.append(Slow(Script(token_ids=[7] * 8, token_s=1.0)))
-        yield lives[-1]
+    lives: list[Backend] = []
 
     async def main() -> None:
-        async with SupervisedGenerator("g", start) as generator:
+        async with SupervisedGenerator("g", starts_of(Slow, lives)) as generator:
             await generator.update_weights(weights(1), mode="drain")
             generator._lose(lives[0], GeneratorLostError("killed"))  # pyright: ignore[reportPrivateUsage]
             await asyncio.sleep(2.0)  # it is there again, and takes version 1
@@ -152,13 +158,8 @@ def test_one_whose_new_weights_never_come_is_started_again() -> None:
                 await asyncio.Event().wait()
             await super().update_weights(ref, mode=mode)
 
-    @asynccontextmanager
-    async def start() -> AsyncGenerator[Generator, None]:
-        lives.append(Deaf(Script(token_ids=[7] * 8, token_s=1.0)))
-        yield lives[-1]
-
     async def main() -> None:
-        async with SupervisedGenerator("g", start) as generator:
+        async with SupervisedGenerator("g", starts_of(Deaf, lives)) as generator:
             await generator.update_weights(weights(1), mode="drain")
             generator._lose(lives[0], GeneratorLostError("killed"))  # pyright: ignore[reportPrivateUsage]
             await asyncio.sleep(BEGIN_S + 10.0)

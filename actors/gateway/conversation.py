@@ -76,10 +76,14 @@ class Conversation:
         """Whether it may be ended for another one: a client that does not name it does not end it either."""
         return self.is_anonymous and self.reward is None and not self.is_busy
 
-    def check_free(self) -> None:
-        """Raises `ApiError` 409 where it cannot go on now, or at all."""
+    def check_idle(self) -> None:
+        """Raises `ApiError` 409 where a turn is under way."""
         if self.is_busy:
             raise ApiError(409, f"a turn of {self.name!r} is under way", code="conversation_busy")
+
+    def check_free(self) -> None:
+        """Raises `ApiError` 409 where it cannot go on now, or at all."""
+        self.check_idle()
         if self.is_finished:
             raise ApiError(409, f"{self.name!r} is finished", code="conversation_finished")
 

@@ -17,7 +17,7 @@ from actors.gateway.errors import ApiError, no_such_conversation, refused
 from actors.gateway.prefix_index import PrefixIndex
 from actors.gateway.records import NAME, Records
 from actors.gateway.said import TurnAsked
-from actors.gateway.traffic_tree import TrafficTree
+from actors.gateway.traffic_tree import TrafficTree, prompt_id_of
 from actors.gateway.traffic_trees import Hearers, TrafficTrees
 from engine.types import Int32, Reward, ToolCall, Version
 
@@ -171,8 +171,7 @@ class Store:
     def reward(self, tenant: str, name: str, reward: Reward, *, is_final: bool) -> Conversation:
         """What a conversation was worth; a final reward ends it."""
         conversation = self.get(tenant, name)
-        if conversation.is_busy:
-            raise ApiError(409, f"a turn of {name!r} is under way", code="conversation_busy")
+        conversation.check_idle()
         conversation.reward = reward
         self._touch(conversation)
         if is_final or conversation.is_finished:
@@ -198,7 +197,7 @@ class Store:
             deleted.add(conversation.tree.name)
         for tree in deleted:
             self._trees.delete(tree)
-            self._hears.on_delete(f"{tenant}/{tree}")
+            self._hears.on_delete(prompt_id_of(tenant, tree))
         if conversation is not None:
             self._end(conversation, detail="deleted")
 

@@ -38,6 +38,11 @@ from engine.types import (
 )
 
 
+def prompt_id_of(tenant: str, tree: str) -> str:
+    """What a tree of this name is called where trees of all tenants meet."""
+    return f"{tenant}/{tree}"
+
+
 class TrafficTree:
     """Grows by verbs, each of which is an event; `flush` writes what happened since the last one."""
 
@@ -46,7 +51,7 @@ class TrafficTree:
     ) -> None:
         self.tenant = tenant
         self.name = uuid4().hex
-        self.prompt_id = f"{tenant}/{self.name}"
+        self.prompt_id = prompt_id_of(tenant, self.name)
         self.is_deleted = False
         self.settled_at = 0.0
         """On the loop's clock: when a path of it ended last."""

@@ -9,6 +9,7 @@ no connection, a connection that broke    GeneratorLostError
 import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any, Self
+from weakref import WeakSet
 
 import msgspec
 
@@ -38,8 +39,8 @@ class SglangHttp:
         closed = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, ConnectionError, RuntimeError)
         self._lost = (*closed, TimeoutError)
         self._foreign = aiohttp.ClientError
-        self._under_way: set[aiohttp.ClientResponse] = set()
-        """Streams that are being read."""
+        self._under_way: WeakSet[aiohttp.ClientResponse] = WeakSet()
+        """Streams that are being read; one that was read matters to nobody."""
 
     async def __aenter__(self) -> Self:
         import aiohttp
@@ -102,23 +103,20 @@ class SglangHttp:
         try:
             async with self._session.post(self.url + path, json=body) as response:
                 self._under_way.add(response)
-                try:
-                    if response.status != 200:
-                        raise self._refusal(path, response.status, await response.read())
-                    buffer = bytearray()
-                    is_done = False
-                    async for piece in response.content.iter_any():
-                        buffer += piece
-                        while (end := buffer.find(_SEPARATOR)) >= 0:
-                            event = bytes(buffer[:end])
-                            del buffer[: end + len(_SEPARATOR)]
-                            is_done |= event == _DATA + _DONE
-                            if event.startswith(_DATA) and not is_done:
-                                yield event[len(_DATA) :]
-                    if is_done:
-                        return
-                finally:
-                    self._under_way.discard(response)
+                if response.status != 200:
+                    raise self._refusal(path, response.status, await response.read())
+                buffer = bytearray()
+                is_done = False
+                async for piece in response.content.iter_any():
+                    buffer += piece
+                    while (end := buffer.find(_SEPARATOR)) >= 0:
+                        event = bytes(buffer[:end])
+                        del buffer[: end + len(_SEPARATOR)]
+                        is_done |= event == _DATA + _DONE
+                        if event.startswith(_DATA) and not is_done:
+                            yield event[len(_DATA) :]
+                if is_done:
+                    return
         except self._lost as error:
             raise self._loss(path, error, timeout_s=self._timeout_s) from error
         except self._foreign as error:
